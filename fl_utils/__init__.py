@@ -1,0 +1,1 @@
+"""Federated learning, small and checked: what the notebooks of this collection share."""

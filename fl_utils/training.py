@@ -1,0 +1,192 @@
+"""What one client does: local training over its own examples, and evaluation.
+
+A :class:`Trainer` owns one model whose state lives in one flat vector. A step takes gradients by ``autograd.grad`` and
+applies them in place, with no optimizer object and no data loader between: FedAvg's many short trainings pay for those
+more than for the arithmetic (the first use of ``torch.optim`` alone costs seconds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fl_utils import flat, metrics
+
+Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains between two averages. Names and letters are those of McMahan et al. 2017.
+
+    local_epochs: E, passes over the client's examples (the "average interval" of Hu et al. 2020, section 4.2).
+    batch_size: B; 0 takes all of the client's examples as one batch. learning_rate: eta.
+    optimizer: "sgd" (with ``momentum`` and ``weight_decay``) or "adam". Its state begins anew in every round.
+    clip_norm: gradients longer than this are scaled to it; 0 leaves them alone.
+    loss: "cross_entropy" (outputs [N, classes]) or "binary_cross_entropy" (outputs [N], logits).
+    augment: ``f(x, generator) -> x`` applied to each training batch; a module-level function, since it travels.
+    """
+
+    local_epochs: int = 1
+    batch_size: int = 10
+    learning_rate: float = 0.05
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    loss: str = "cross_entropy"
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in [("local_epochs", 1), ("batch_size", 0)]:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}: want a whole number from {least} up")
+        for name in ("learning_rate", "weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}: want a finite number from 0 up")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}: want a number from 0 up to, not including, 1")
+        if self.optimizer not in ("sgd", "adam"):
+            raise ValueError(f"optimizer is {self.optimizer!r}: want 'sgd' or 'adam'")
+        if self.momentum and self.optimizer == "adam":
+            raise ValueError("momentum is set with optimizer 'adam': it belongs to 'sgd'")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}: want one of {', '.join(map(repr, LOSSES))}")
+
+    def for_epochs(self, local_epochs: int) -> LocalTraining:
+        """The same training with another number of local epochs."""
+        return replace(self, local_epochs=local_epochs)
+
+
+def _binary_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    return functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction=reduction)
+
+
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "cross_entropy": functional.cross_entropy,
+    "binary_cross_entropy": _binary_cross_entropy,
+}
+
+
+def client_seed(seed: int, round_number: int, client: int) -> int:
+    """A client's own seed for one round: a function of these three, so that neither order nor parallelism matters."""
+    return int(np.random.SeedSequence([seed, round_number, client]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Trainer:
+    """One model, its flat state ``vector`` (float32 [d], shared memory with the model) and a device."""
+
+    def __init__(self, build: Callable[[], nn.Module], device: str | torch.device = "cpu"):
+        self.model = build()
+        self.device = torch.device(device)
+        self.layout = flat.Layout.of(self.model)
+        self.vector = flat.bind(self.model, self.device)
+        self.parameters = list(self.model.parameters())
+        self.trainable = [parameter for parameter in self.parameters if parameter.requires_grad]
+
+    def train(self, x: torch.Tensor, y: torch.Tensor, local: LocalTraining, seed: int) -> list[float]:
+        """Train in place on examples ``x`` [N, ...] and labels ``y`` [N]; the mean loss of each epoch.
+
+        The order of examples, dropout and augmentation depend on ``seed`` alone. Raises ValueError where there is no
+        example or the lengths differ.
+        """
+        check_examples(x, y)
+        criterion, step = LOSSES[local.loss], _stepper(self.trainable, local)
+        losses = []
+        self.model.train()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            _seed(seed, self.device)
+            generator = torch.Generator().manual_seed(seed)
+            for _ in range(local.local_epochs):
+                total = torch.zeros((), device=self.device)
+                for batch in self._batches(len(x), local.batch_size, generator):
+                    inputs, targets = x[batch], y[batch].to(self.device)
+                    if local.augment is not None:
+                        inputs = local.augment(inputs, generator)
+                    loss = criterion(self.model(inputs.to(self.device)), targets)
+                    step(torch.autograd.grad(loss, self.trainable, materialize_grads=True))
+                    total += loss.detach() * len(batch)
+                losses.append(total.item() / len(x))
+        return losses
+
+    @staticmethod
+    def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+        return iter(torch.randperm(count, generator=generator).split(batch_size or count))
+
+    @torch.inference_mode()
+    def outputs(self, x: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+        """The model's outputs (on the CPU) for ``x`` [N, ...], in evaluation mode."""
+        self.model.eval()
+        return torch.cat([self.model(part.to(self.device)).cpu() for part in x.split(batch_size)])
+
+    def evaluate(self, x: torch.Tensor, y: torch.Tensor, loss: str = "cross_entropy", batch_size: int = 256):
+        """:class:`fl_utils.metrics.Scores` of the present state on ``x`` [N, ...], ``y`` [N]."""
+        check_examples(x, y)
+        outputs = self.outputs(x, batch_size)
+        binary = outputs.ndim == 1
+        predictions = (outputs > 0).long() if binary else outputs.argmax(1)
+        classes = 2 if binary else outputs.shape[1]
+        return metrics.scores(y.numpy(), predictions.numpy(), classes, LOSSES[loss](outputs, y).item())
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the device in use alone: ``torch.manual_seed`` also queues one call, with its traceback, per absent GPU."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def check_examples(x: torch.Tensor, y: torch.Tensor, who: str = "data") -> None:
+    """Raise ValueError where ``x`` and ``y`` hold no example or not the same number."""
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"{who}: {len(x)} examples and {len(y)} labels: want the same number, at least one")
+
+
+def _stepper(parameters: list[torch.Tensor], local: LocalTraining) -> Callable[[tuple[torch.Tensor, ...]], None]:
+    """A function that takes gradients and changes ``parameters`` in place; equal to torch.optim's SGD or Adam."""
+    rate, state, count = local.learning_rate, [], 0
+
+    @torch.no_grad()
+    def prepare(gradients: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        gradients = list(gradients)
+        if local.clip_norm:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            torch._foreach_mul_(gradients, torch.clamp(local.clip_norm / (norm + 1e-6), max=1.0))
+        if local.weight_decay:
+            torch._foreach_add_(gradients, parameters, alpha=local.weight_decay)
+        return gradients
+
+    @torch.no_grad()
+    def sgd(gradients: tuple[torch.Tensor, ...]) -> None:
+        gradients = prepare(gradients)
+        if local.momentum:
+            if not state:
+                state.extend(torch.zeros_like(gradient) for gradient in gradients)
+            torch._foreach_mul_(state, local.momentum)
+            torch._foreach_add_(state, gradients)
+            gradients = state
+        torch._foreach_add_(parameters, gradients, alpha=-rate)
+
+    @torch.no_grad()
+    def adam(gradients: tuple[torch.Tensor, ...], beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8):
+        nonlocal count
+        gradients = prepare(gradients)
+        if not state:
+            state.extend([[torch.zeros_like(g) for g in gradients] for _ in range(2)])
+        first, second = state
+        count += 1
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        denominator = torch._foreach_sqrt(second)
+        torch._foreach_div_(denominator, (1 - beta2**count) ** 0.5)
+        torch._foreach_add_(denominator, epsilon)
+        torch._foreach_addcdiv_(parameters, first, denominator, -rate / (1 - beta1**count))
+
+    return sgd if local.optimizer == "sgd" else adam

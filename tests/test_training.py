@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from fl_utils import flat, metrics
+from fl_utils.models.text import SentimentLSTM
+from fl_utils.models.vision import random_flip
+from fl_utils.training import LOSSES, LocalTraining, Trainer, client_seed
+from small import examples, mlp, with_batch_norm
+
+SETTINGS = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.5, "weight_decay": 0.01},
+    {"optimizer": "adam", "learning_rate": 0.01},
+    {"optimizer": "adam", "learning_rate": 0.01, "weight_decay": 0.1, "clip_norm": 0.5},
+    {"clip_norm": 0.3},
+    {"batch_size": 0},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("build", [mlp, with_batch_norm])
+def test_the_fast_path_equals_torch_optim_and_a_plain_loop(build, settings):
+    local = LocalTraining(**{"local_epochs": 3, "batch_size": 8, "learning_rate": 0.1, **settings})
+    x, y = examples(45)
+    torch.manual_seed(1)
+    trainer = Trainer(build)
+    model = flat.load(build(), trainer.vector)
+
+    kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[local.optimizer]
+    extra = {"momentum": local.momentum} if local.optimizer == "sgd" else {}
+    optimizer = kind(model.parameters(), local.learning_rate, weight_decay=local.weight_decay, **extra)
+    generator = torch.Generator().manual_seed(5)
+    torch.manual_seed(5)
+    slow_losses = []
+    for _ in range(local.local_epochs):
+        total = 0.0
+        for batch in torch.randperm(45, generator=generator).split(local.batch_size or 45):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(x[batch]), y[batch])
+            loss.backward()
+            if local.clip_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), local.clip_norm)
+            optimizer.step()
+            total += loss.item() * len(batch)
+        slow_losses.append(total / 45)
+
+    losses = trainer.train(x, y, local, seed=5)
+    torch.testing.assert_close(trainer.vector, flat.flatten(model), atol=1e-6, rtol=1e-6)
+    assert losses == pytest.approx(slow_losses, abs=1e-6)
+
+
+def test_training_leaves_the_global_generator_alone():
+    trainer, (x, y) = Trainer(mlp), examples(20)
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    trainer.train(x, y, LocalTraining(), seed=1)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_frozen_parameters_stay():
+    def build():
+        model = mlp()
+        model[0].weight.requires_grad_(False)
+        return model
+
+    trainer, (x, y) = Trainer(build), examples(20)
+    before = trainer.vector.clone()
+    trainer.train(x, y, LocalTraining(weight_decay=0.1), seed=0)
+    assert torch.equal(trainer.vector[:96], before[:96])
+    assert not torch.equal(trainer.vector[96:], before[96:])
+
+
+def test_evaluation_against_values_worked_out_by_hand():
+    class Fixed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return x
+
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])
+    scores = Trainer(Fixed).evaluate(logits, torch.tensor([0, 0, 1, 1, 1]), batch_size=2)
+    assert scores.confusion == [[1, 1], [1, 2]]
+    assert (scores.accuracy, scores.precision, scores.recall) == (0.6, pytest.approx(2 / 3), pytest.approx(2 / 3))
+    right, wrong = np.log1p(np.exp(-2)), np.log1p(np.exp(2))
+    assert scores.loss == pytest.approx((3 * right + 2 * wrong) / 5)
+    binary = Trainer(Fixed).evaluate(logits[:, 1] - 1, torch.tensor([0, 0, 1, 1, 1]), loss="binary_cross_entropy")
+    assert binary.confusion == scores.confusion
+    assert binary.loss == pytest.approx((3 * np.log1p(np.exp(-1)) + 2 * np.log1p(np.exp(1))) / 5)
+
+
+def test_macro_averages_and_a_class_never_predicted():
+    scores = metrics.scores([0, 1, 2, 2], [0, 0, 1, 1], classes=4)
+    assert scores.precision == pytest.approx((0.5 + 0 + 0 + 0) / 4)
+    assert scores.recall == pytest.approx((1 + 0 + 0 + 0) / 4)
+    assert len(scores.confusion) == 4
+    with pytest.raises(ValueError, match="2 targets and 1 predictions"):
+        metrics.scores([0, 1], [0], classes=2)
+
+
+def test_the_lstm_reads_each_text_to_its_own_end():
+    torch.manual_seed(0)
+    model = SentimentLSTM(50, embedding=8, hidden=6).eval()
+    long = torch.randint(1, 50, (1, 9))
+    padded = torch.cat([long, torch.zeros(1, 5, dtype=torch.long)], 1)
+    batch = torch.cat([padded, torch.randint(1, 50, (1, 14)), torch.zeros(1, 14, dtype=torch.long)])
+    torch.testing.assert_close(model(batch)[:1], model(long))
+    assert model(batch).shape == (3,)
+
+
+def test_flips_mirror_about_half_and_only_mirror():
+    images = torch.randint(0, 256, (400, 3, 4, 5), dtype=torch.uint8)
+    flipped = random_flip(images, torch.Generator().manual_seed(0))
+    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
+    same = (flipped == images).flatten(1).all(1)
+    assert (mirrored | same).all()
+    assert 150 < mirrored.sum() < 250
+
+
+def test_client_seeds_differ_and_depend_on_nothing_else():
+    seeds = {client_seed(s, r, c) for s in range(4) for r in range(10) for c in range(50)}
+    assert len(seeds) == 2000
+    assert client_seed(1, 2, 3) == client_seed(1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"local_epochs": 0}, "local_epochs is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"optimizer": "lion"}, "'sgd' or 'adam'"),
+        ({"optimizer": "adam", "momentum": 0.9}, "belongs to 'sgd'"),
+        ({"loss": "hinge"}, "'cross_entropy', 'binary_cross_entropy'"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LocalTraining(**settings)
+
+
+def test_no_examples_or_uneven_ones_are_refused():
+    trainer, (x, y) = Trainer(mlp), examples(5)
+    for xs, ys in [(x[:0], y[:0]), (x, y[:4])]:
+        with pytest.raises(ValueError, match="examples and"):
+            trainer.train(xs, ys, LocalTraining(), 0)
+    assert set(LOSSES) == {"cross_entropy", "binary_cross_entropy"}
