@@ -1,0 +1,45 @@
+# Two commands are the whole set-up: `make run` and `make test`. Both make .venv first, where it is not there yet.
+
+PYTHON ?= python3.11
+ONLY   ?=
+JOBS   ?= 0
+BIN    := .venv/bin
+READY  := .venv/.ready
+UV     := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint unit nbval bench lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@echo '  make run ONLY="O2 decentralized" runs a part: papers, experiment ids, notebooks or globs'
+
+run: $(READY)  ## fetch the data, run every notebook, write runs/latest/index.html
+	@$(BIN)/fl-notebooks run --jobs $(JOBS) $(ONLY)
+
+test: $(READY)  ## lint, unit tests, notebook structure, saved outputs against a fresh run
+	@$(BIN)/python tests/run_all.py
+
+lint: $(READY)  ## ruff over code and notebooks
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: $(READY)  ## speeds as ratios measured in one run, into benchmarks/results/
+	@$(BIN)/python -m benchmarks.run
+
+lock: $(READY)  ## compile requirements.txt and environment.yml from pyproject.toml again
+	@$(BIN)/python tests/lock.py
+
+clean:  ## remove the environment, the runs and every cache inside this folder (the user's data cache stays)
+	rm -rf .venv .uv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One recipe makes the environment; it runs again where the pins or the package's metadata change.
+$(READY): requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null 2>&1 || command -v uv >/dev/null 2>&1 || { \
+	  echo "make: no $(PYTHON) here: install Python 3.11, or name another with make PYTHON=..., or install uv"; exit 1; }
+	@command -v $(UV) >/dev/null 2>&1 || { $(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet uv; }
+	@test -x $(BIN)/python || $(UV) venv --quiet --python 3.11 .venv
+	$(UV) pip sync --quiet --python $(BIN)/python requirements.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
