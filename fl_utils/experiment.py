@@ -165,12 +165,18 @@ class Experiment:
                 raise ValueError(f"claim {id} is not decided: call claim({id!r}, holds, evidence) before")
             print(f"{id} {'holds' if self._decided[id]['holds'] else 'does not hold'}: {claim.statement}")
 
-    def record(self) -> dict:
-        """Leave the record of this notebook in the output of its last cell, and return it."""
+    def record(self) -> None:
+        """Leave the record of this notebook in the output of its last cell."""
         from IPython.display import display
 
+        record = self.as_record()
+        text = f"recorded {len(record['values'])} values and {len(record['claims'])} claims at scale {self.label}"
+        display({MIME: record, "text/plain": text}, raw=True)
+
+    def as_record(self) -> dict:
+        """Everything that the report reads, as JSON carries it."""
         up, down = self._traffic or (None, None)
-        record = {
+        return {
             "version": 1,
             "paper": self.paper,
             "experiments": list(self.ids),
@@ -187,9 +193,6 @@ class Experiment:
             "versions": _versions(),
             "hardware": _hardware(),
         }
-        text = f"recorded {len(record['values'])} values and {len(record['claims'])} claims at scale {self.label}"
-        display({MIME: record, "text/plain": text}, raw=True)
-        return record
 
 
 def seed_everything(seed: int) -> None:

@@ -1,0 +1,1 @@
+"""Speeds, as ratios to something measured in the same run: ``make bench``."""
