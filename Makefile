@@ -2,7 +2,7 @@
 
 PYTHON ?= python3.11
 ONLY   ?=
-JOBS   ?= 0
+JOBS   ?=
 BIN    := .venv/bin
 READY  := .venv/.ready
 UV     := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -16,7 +16,7 @@ help:  ## this list
 	@echo '  make run ONLY="O2 decentralized" runs a part: papers, experiment ids, notebooks or globs'
 
 run: $(READY)  ## fetch the data, run every notebook, write runs/latest/index.html
-	@$(BIN)/fl-notebooks run --jobs $(JOBS) $(ONLY)
+	@$(BIN)/fl-notebooks run $(if $(JOBS),--jobs $(JOBS)) $(ONLY)
 
 test: $(READY)  ## lint, unit tests, notebook structure, saved outputs against a fresh run
 	@$(BIN)/python tests/run_all.py

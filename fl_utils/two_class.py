@@ -103,7 +103,7 @@ def _pretrain(rest: Examples, epochs: int, seed: int) -> dict[str, torch.Tensor]
         return None
     torch.manual_seed(seed)
     trainer = Trainer(partial(vision.small_cnn, 10))
-    trainer.train(rest.x, rest.y, LocalTraining(epochs, 32, 0.05, momentum=0.9), seed)
+    trainer.train(rest.x, rest.y, LocalTraining(epochs, 32, 0.05), seed)
     return {name: tensor.clone() for name, tensor in trainer.model.features.state_dict().items()}
 
 

@@ -1,0 +1,288 @@
+"""The command ``fl-notebooks``: list, run, report, data.
+
+Exit codes: 0 all ran, 1 some failed (or a check found something), 2 refused before anything ran, 130 stopped by a
+signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fl_utils import paths
+from fl_utils.runner import catalog
+from fl_utils.runner.catalog import Refused
+
+STOPPED = 130
+
+
+class Command(click.Group):
+    """A group that turns a refusal into one message and code 2, Ctrl-C into 130, a full disk and the like into 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except Refused as error:
+            click.echo(f"fl-notebooks: {error}", err=True)
+            context.exit(2)
+        except KeyboardInterrupt:
+            click.echo("fl-notebooks: stopped", err=True)
+            context.exit(STOPPED)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            click.echo(f"fl-notebooks: {error}", err=True)
+            context.exit(1)
+
+
+class Layout:
+    """The folders of a repository."""
+
+    def __init__(self, root: Path):
+        self.root, self.notebooks, self.papers, self.runs = root, root / "notebooks", root / "papers", root / "runs"
+
+    def entries(self) -> list[catalog.Entry]:
+        return catalog.scan(self.notebooks)
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--root", type=click.Path(path_type=Path, file_okay=False, exists=True), hidden=True, default=paths.ROOT)
+@click.pass_context
+def main(context: click.Context, root: Path) -> None:
+    """Notebooks of published results: list them, run them in parallel, set what comes out beside the papers."""
+    context.obj = Layout(root.resolve())
+
+
+@main.command("list")
+@click.argument("selectors", nargs=-1, metavar="[SELECTOR]...")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with every parameter.")
+@click.pass_obj
+def list_(layout: Layout, selectors: tuple[str, ...], as_json: bool) -> None:
+    """Notebook, paper, experiments, title, minutes and memory (default and paper scale), data sets."""
+    chosen = catalog.select(layout.entries(), selectors, layout.notebooks, Path.cwd())
+    rows = [_listed(entry, layout.papers) for entry in chosen]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = [["notebook", "paper", "experiments", "default", "paper scale", "data sets", "at paper scale", "title"]]
+    for row in rows:
+        data = [", ".join(row["data_sets"][scale]) or "-" for scale in ("default", "paper")]
+        table.append(
+            [
+                *(row["notebook"], row["paper"] or "-", ", ".join(row["experiments"]) or "-"),
+                *(_cost(row["default"]), _cost(row["paper_scale"]), *data, row["title"]),
+            ]
+        )
+    _table(table)
+    for row in rows:
+        if row["problem"]:
+            click.echo(f"fl-notebooks: {row['notebook']} {row['problem']}", err=True)
+
+
+@main.command()
+@click.argument("selectors", nargs=-1, metavar="[SELECTOR]...")
+@click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; may be repeated.")
+@click.option("-f", "file", type=click.Path(path_type=Path), help="Set the parameters of a YAML file.")
+@click.option("--scale", type=click.Choice(["embedded", "paper"]), help="Sizes: embedded (default) or the paper's.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Notebooks at once (default: one per core, as memory allows).")
+@click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask cluster with this scheduler, not here.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the batch (default: runs/<UTC time>).")
+@click.option("--resume", is_flag=True, help="Finish the batch in --out (default: the latest), keeping what is done.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Seconds per notebook.")
+@click.option("--save", is_flag=True, help="Write the outputs of successful default runs back to notebooks/.")
+@click.pass_context
+def run(context, selectors, pairs, file, scale, jobs, scheduler, out, resume, timeout, save) -> None:
+    """Run notebooks: all, or those that a SELECTOR means (a paper, an experiment such as O2, a path, a folder, a glob).
+
+    With --resume alone the batch's own selection and parameters are repeated; given with selectors, -p, -f or --scale,
+    those count instead, and what was done with the same parameters is kept.
+    """
+    from fl_utils.runner import batch as batches
+    from fl_utils.runner import parameters, plan, progress
+
+    layout, cwd = context.obj, Path.cwd()
+    if scheduler and jobs:
+        raise Refused("--jobs is for this machine; with --scheduler the cluster's workers decide")
+    out = out.resolve() if out else None
+    user = parameters.given(file, pairs, cwd)
+    with contextlib.ExitStack() as stack:
+        previous = stack.enter_context(batches.Batch.existing(layout.runs, out)) if resume else None
+        if previous and not (selectors or user or file or scale):
+            about = previous.read()
+            selectors, user, scale = [job["notebook"] for job in about["jobs"]], about["parameters"], about["scale"]
+        scale = scale or "embedded"
+        chosen = catalog.select(layout.entries(), selectors, layout.notebooks, cwd)
+        planned, notes = plan.plan(chosen, user, scale, layout.papers, cwd)
+        left = [job for job in planned if not (previous and previous.is_done(job))]
+        plan.require_data(left)
+        for note in notes:
+            click.echo(note, err=True)
+        plan.fetch_data(left, lambda line: click.echo(line, err=True))
+
+        stop = stack.enter_context(batches.interruptible())
+        show = progress.open_progress(left)
+        workers = jobs or batches.default_workers(left)
+        place = batches.cluster(scheduler, show) if scheduler else batches.local(workers, show, stop)
+        submit = stack.enter_context(place)
+        batch = previous or stack.enter_context(batches.Batch.create(layout.runs, out))
+        batch.describe(planned, selectors, user, scale, layout.root)
+        batch.point_latest(layout.runs)
+        started = time.monotonic()
+        with show:
+            results = batches.run(batch, left, submit, show, stop, timeout, layout.notebooks if save else None)
+        if stop.is_set() and len(results) < len(left):
+            done = len(planned) - len(left) + sum(result.status == "ok" for result in results)
+            command = "fl-notebooks run --resume" + (f" --out {out}" if out else "")
+            click.echo(f"stopped: {done} of {len(planned)} notebooks are done; finish with: {command}")
+            context.exit(STOPPED)
+        _summary(batch.folder, results, len(planned) - len(left), time.monotonic() - started)
+    context.exit(1 if any(result.status != "ok" for result in results) else 0)
+
+
+def _summary(folder: Path, results: list, kept: int, seconds: float) -> None:
+    """A few lines for the terminal, and the report."""
+    from fl_utils.runner import report
+    from fl_utils.runner.progress import duration, outcome_line
+
+    failed = [result for result in results if result.status != "ok"]
+    before = f", {kept} done before" if kept else ""
+    click.echo(f"{len(results) - len(failed)} ran, {len(failed)} failed{before}; {duration(seconds)}")
+    for result in failed:
+        click.echo(f"  {outcome_line(result)}")
+    summary = report.write(folder)
+    if summary.claims:
+        click.echo(f"{summary.holding} of {summary.claims} claims hold")
+    for problem in summary.problems:
+        click.echo(f"problem: {problem}")
+    click.echo(f"report: {folder / 'index.html'}")
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path), required=False, metavar="DIR")
+@click.option("--readme", is_flag=True, help="Also write the generated sections of README.md.")
+@click.pass_obj
+def report(layout: Layout, directory: Path | None, readme: bool) -> None:
+    """Write results.csv, claims.csv and index.html into the batch DIR (default: the latest)."""
+    from fl_utils.runner import report as reports
+
+    try:
+        if directory is not None or not readme:
+            folder = directory or layout.runs / "latest"
+            click.echo(reports.write(folder).text)
+        if readme:
+            changed = reports.update_readme(layout.root / "README.md", layout.notebooks)
+            click.echo("README.md is written anew" if changed else "README.md is up to date")
+    except (reports.ReportError, FileNotFoundError) as error:
+        raise Refused(str(error)) from None
+
+
+@main.group()
+def data() -> None:
+    """The data sets: where each stands on this machine."""
+
+
+@data.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with every file.")
+def data_list(as_json: bool) -> None:
+    """Each card: whether its files are here, their size, and where the real thing is to be had."""
+    from fl_utils.data import cards, fetch
+
+    with _refusing():
+        rows = [fetch.status(name) for name in cards.names()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = [["data set", "state", "MB", "title", "official place"]]
+    for row in rows:
+        size = "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}"
+        table.append([row["name"], row["state"], size, row["title"], row["official"]["place"]])
+    _table(table)
+
+
+@data.command("fetch")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.pass_context
+def data_fetch(context: click.Context, names: tuple[str, ...]) -> None:
+    """Bring data sets into this user's cache, verified."""
+    from fl_utils.data import cards, fetch
+
+    known, failed = cards.names(), False
+    for name in names:
+        if name not in known:
+            near = catalog.did_you_mean(name, known) or ";"
+            raise Refused(f"unknown data set {name!r}{near} these exist: {', '.join(known)}")
+    for name in names:
+        try:
+            for path in fetch.fetch(name).values():
+                click.echo(path)
+        except (OSError, ValueError) as error:
+            click.echo(f"fl-notebooks: {error}", err=True)
+            failed = True
+    context.exit(1 if failed else 0)
+
+
+@data.command("check")
+@click.pass_context
+def data_check(context: click.Context) -> None:
+    """Compute the sha256 of every cached file anew; exit code 1 if one is not what its card says."""
+    from fl_utils.data import fetch
+
+    with _refusing():
+        problems = fetch.check()
+    for problem in problems:
+        click.echo(problem)
+    if not problems:
+        click.echo("every file in the cache is what its card says")
+    context.exit(1 if problems else 0)
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """A data card that cannot be read is a refusal."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise Refused(str(error)) from None
+
+
+def _table(rows: list[list[str]]) -> None:
+    """Print columns, as wide as they need; the first row is their heads."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
+        click.echo("  ".join([*cells, row[-1]]).rstrip())
+
+
+def _listed(entry: catalog.Entry, papers_dir: Path) -> dict[str, Any]:
+    from fl_utils.runner import parameters, plan
+
+    at_paper, problem = [], entry.problem
+    if entry.paper and parameters.scale_file(entry, papers_dir).is_file():
+        try:
+            at_paper = plan.data_sets(entry, parameters.at_paper_scale(entry, papers_dir))
+        except Refused as error:
+            problem = problem or str(error)
+    return {
+        "notebook": entry.notebook,
+        "paper": entry.paper,
+        "experiments": list(entry.experiments),
+        "title": entry.title,
+        "default": entry.default or None,
+        "paper_scale": entry.paper_scale or None,
+        "data_sets": {"default": plan.data_sets(entry, {}), "paper": at_paper},
+        "parameters": [
+            {"name": each.name, "type": each.type, "default": each.default, "comment": each.comment}
+            for each in entry.parameters.values()
+        ],
+        "problem": problem,
+    }
+
+
+def _cost(cost: dict[str, float] | None) -> str:
+    return f"{cost['minutes']:g} min {cost['memory_mb']:.0f} MB" if cost else "-"

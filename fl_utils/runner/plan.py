@@ -1,0 +1,130 @@
+"""What a batch will do, decided and checked before anything runs: which notebooks, with which values, on which data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_utils.runner import parameters
+from fl_utils.runner.catalog import Entry, Refused
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One notebook of a batch: ``parameters`` are set in it; ``changed`` are those the user chose among them."""
+
+    entry: Entry
+    parameters: dict[str, Any]
+    changed: dict[str, Any]
+    scale: str = "embedded"
+
+    @property
+    def notebook(self) -> str:
+        return self.entry.notebook
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """``minutes`` and ``memory_mb`` as the notebook states them for this scale; empty where it does not."""
+        return self.entry.paper_scale if self.scale == "paper" else self.entry.default
+
+
+def plan(
+    entries: Sequence[Entry], user: Mapping[str, Any], scale: str, papers_dir: Path, cwd: Path
+) -> tuple[list[Planned], list[str]]:
+    """The jobs for ``entries``, the longest first, and what the user should know about them, a line each.
+
+    Notebooks of no experiment (tutorials, the index) are left out at paper scale. Raises Refused for a notebook that
+    cannot be read, an experiment without a paper scale, and a parameter that is unknown to all or does not fit.
+    """
+    broken = [f"{entry.notebook} {entry.problem}" for entry in entries if entry.problem]
+    if broken:
+        raise Refused("\n".join(broken))
+    chosen, notes = list(entries), []
+    if scale == "paper":
+        chosen = [entry for entry in entries if entry.experiments]
+        left_out = [entry.notebook for entry in entries if not entry.experiments]
+        if left_out:
+            notes.append(f"left out, since they have no paper scale: {', '.join(left_out)}")
+    if not chosen:
+        raise Refused(
+            "nothing to run: the notebooks selected have no paper scale" if entries else "there are no notebooks"
+        )
+    notes += parameters.check_names(list(user), chosen)
+    jobs = []
+    for entry in chosen:
+        scaled = parameters.at_paper_scale(entry, papers_dir) if scale == "paper" else {}
+        values, changed = parameters.resolve(entry, scaled, user, cwd)
+        jobs.append(Planned(entry, values, changed, scale))
+    return sorted(jobs, key=lambda job: (-job.cost.get("minutes", 0), job.notebook)), notes
+
+
+def data_sets(entry: Entry, values: Mapping[str, Any]) -> list[str]:
+    """The cards that ``entry`` names in its parameters ``dataset`` and ``weights``, with ``values`` set."""
+    names: list[str] = []
+    for name in ("dataset", "weights"):
+        if name in entry.parameters:
+            text = values.get(name, entry.parameters[name].default)
+            names += [part.strip() for part in str(text).split("+") if part.strip()]
+    return list(dict.fromkeys(names))
+
+
+def need_data(jobs: Sequence[Planned]) -> dict[str, list[str]]:
+    """``data_dir`` -> the data sets that jobs want from there; ``""`` is the user's cache."""
+    needs: dict[str, list[str]] = {}
+    for job in jobs:
+        folder = ""
+        if "data_dir" in job.entry.parameters:
+            folder = job.parameters.get("data_dir", job.entry.parameters["data_dir"].default)
+        wanted = needs.setdefault(folder, [])
+        wanted += [name for name in data_sets(job.entry, job.parameters) if name not in wanted]
+    return {folder: names for folder, names in needs.items() if names}
+
+
+def require_data(jobs: Sequence[Planned]) -> None:
+    """Raise Refused if some job's data is neither in the folder given nor to be had from a package."""
+    needs = need_data(jobs)
+    if not needs:
+        return
+    from fl_utils.data import cards
+
+    problems = []
+    for folder, names in needs.items():
+        for name in names:
+            try:
+                cards.require([name], folder)
+            except (ValueError, OSError) as error:
+                users = ", ".join(job.notebook for job in jobs if name in data_sets(job.entry, job.parameters))
+                problems.append(f"{error}\n(wanted by {users})")
+    if problems:
+        raise Refused("\n".join(dict.fromkeys(problems)))
+
+
+def fetch_data(jobs: Sequence[Planned], say: Callable[[str], None]) -> None:
+    """Bring what the jobs want, and the user did not give, into the user's cache; once, before kernels start.
+
+    Raises Refused where no source delivers.
+    """
+    needs = need_data(jobs)
+    if not needs:
+        return
+    from fl_utils.data import cards, fetch
+
+    done: set[str] = set()
+    for folder, names in needs.items():
+        for name in names:
+            if name in done or not cards.fetchable(cards.load(name)):
+                continue
+            if folder:
+                try:
+                    cards.locate(name, folder)
+                except cards.DataNotFound:
+                    say(f"{name} is not in {folder}: its embedded files are used")
+                else:
+                    continue
+            try:
+                fetch.fetch(name)
+            except (ValueError, OSError) as error:
+                raise Refused(str(error)) from None
+            done.add(name)
