@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 from fl_utils import federation
-from fl_utils.data import images, partition
+from fl_utils.data import fetch, images, partition
 from fl_utils.data.examples import Examples
-from fl_utils.data.fetch import fetch
 from fl_utils.models import vision
 from fl_utils.training import LocalTraining, Trainer
 
@@ -90,7 +89,7 @@ def load(
         two, names = images.load("catsdogs", data_dir, size=image_size)["all"], ("cat", "dog")
         make = vision.alexnet if model == "alexnet" else vision.mobilenet_v2
         build_random = partial(make, 2)
-        build = partial(make, 2, next(iter(fetch(weights).values()))) if weights else build_random
+        build = partial(make, 2, fetch.weights(weights, data_dir)) if weights else build_random
     if num_images:
         two = two.take(_balanced(two.y, num_images, seed))
     train, test = partition.split(two, [1 - test_share, test_share], seed)

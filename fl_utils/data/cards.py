@@ -152,15 +152,14 @@ def locate(name: str, data_dir: str | Path) -> Location:
 
 
 def require(names: Iterable[str], data_dir: str | Path = "") -> None:
-    """Raise DataNotFound, naming all that is missing, if some data set is neither in ``data_dir`` nor fetchable."""
+    """Raise DataNotFound, naming all that ``data_dir`` lacks or, without one, all that no source carries."""
     missing = []
     for name in names:
         try:
             if str(data_dir) or not fetchable(load(name)):
                 locate(name, data_dir)
         except DataNotFound as error:
-            if not fetchable(load(name)):
-                missing.append(str(error))
+            missing.append(str(error))
     if missing:
         raise DataNotFound("\n".join(missing))
 
@@ -168,6 +167,8 @@ def require(names: Iterable[str], data_dir: str | Path = "") -> None:
 def how_to_get(card: Card) -> str:
     """Where the data set officially comes from, how big it is, how it must lie; several lines."""
     lines = [f"Get it from {card.official['place']} ({card.official['size']}): {card.official['layout']}."]
+    if fetchable(card):
+        lines.append("Or leave data_dir empty: it is then fetched.")
     lines.append(f"Layouts understood, in data_dir itself or in data_dir/{card.name}:")
     lines += [f"  {layout.name}: {', '.join(layout.patterns)}" for layout in card.layouts]
     return "\n".join(lines)

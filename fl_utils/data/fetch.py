@@ -12,7 +12,6 @@ import re
 import shutil
 import sys
 import tempfile
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -70,16 +69,10 @@ def fetch(name: str, progress: bool = True) -> dict[str, Path]:
 def obtain(name: str, data_dir: str | Path = "") -> Location:
     """The files of data set ``name``: the user's own below ``data_dir`` where given, else fetched (layout "fetched").
 
-    Where ``data_dir`` lacks the data set and a package carries it, the fetched files are used, with a warning. Raises
-    DataNotFound where neither is to be had.
+    Raises DataNotFound where ``data_dir`` lacks the data set, or without one, where no source delivers it.
     """
     if str(data_dir):
-        try:
-            return cards.locate(name, data_dir)
-        except DataNotFound as error:
-            if not cards.fetchable(cards.load(name)):
-                raise
-            warnings.warn(f"{str(error).splitlines()[0]} Using the fetched files instead.", stacklevel=3)
+        return cards.locate(name, data_dir)
     return Location("fetched", list(fetch(name).values()), folder(name))
 
 

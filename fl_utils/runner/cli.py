@@ -123,7 +123,7 @@ def run(context, selectors, pairs, file, scale, jobs, scheduler, out, resume, ti
         plan.require_data(left)
         for note in notes:
             click.echo(note, err=True)
-        plan.fetch_data(left, lambda line: click.echo(line, err=True))
+        plan.fetch_data(left)
 
         stop = stack.enter_context(batches.interruptible())
         show = progress.open_progress(left)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,10 @@ def plan(
     return sorted(jobs, key=lambda job: (-job.cost.get("minutes", 0), job.notebook)), notes
 
 
-def data_sets(entry: Entry, values: Mapping[str, Any]) -> list[str]:
+def data_sets(entry: Entry, values: Mapping[str, Any], parameters: Sequence[str] = ("dataset", "weights")) -> list[str]:
     """The cards that ``entry`` names in its parameters ``dataset`` and ``weights``, with ``values`` set."""
     names: list[str] = []
-    for name in ("dataset", "weights"):
+    for name in parameters:
         if name in entry.parameters:
             text = values.get(name, entry.parameters[name].default)
             names += [part.strip() for part in str(text).split("+") if part.strip()]
@@ -71,15 +71,27 @@ def data_sets(entry: Entry, values: Mapping[str, Any]) -> list[str]:
 
 
 def need_data(jobs: Sequence[Planned]) -> dict[str, list[str]]:
-    """``data_dir`` -> the data sets that jobs want from there; ``""`` is the user's cache."""
+    """``data_dir`` -> the cards that jobs want from there; ``""`` is the user's cache.
+
+    A data set has to be in the folder that was given; weights may be there, and are fetched where they are not.
+    """
+    from fl_utils.data import cards
+
     needs: dict[str, list[str]] = {}
     for job in jobs:
-        folder = ""
+        given = ""
         if "data_dir" in job.entry.parameters:
-            folder = job.parameters.get("data_dir", job.entry.parameters["data_dir"].default)
-        wanted = needs.setdefault(folder, [])
-        wanted += [name for name in data_sets(job.entry, job.parameters) if name not in wanted]
-    return {folder: names for folder, names in needs.items() if names}
+            given = job.parameters.get("data_dir", job.entry.parameters["data_dir"].default)
+        places = dict.fromkeys(data_sets(job.entry, job.parameters, ["dataset"]), given)
+        for name in data_sets(job.entry, job.parameters, ["weights"]):
+            try:
+                places.setdefault(name, given if given and cards.locate(name, given) else "")
+            except (ValueError, OSError):
+                places.setdefault(name, "")
+        for name, folder in places.items():
+            wanted = needs.setdefault(folder, [])
+            wanted += [name] * (name not in wanted)
+    return needs
 
 
 def require_data(jobs: Sequence[Planned]) -> None:
@@ -101,7 +113,7 @@ def require_data(jobs: Sequence[Planned]) -> None:
         raise Refused("\n".join(dict.fromkeys(problems)))
 
 
-def fetch_data(jobs: Sequence[Planned], say: Callable[[str], None]) -> None:
+def fetch_data(jobs: Sequence[Planned]) -> None:
     """Bring what the jobs want, and the user did not give, into the user's cache; once, before kernels start.
 
     Raises Refused where no source delivers.
@@ -109,22 +121,10 @@ def fetch_data(jobs: Sequence[Planned], say: Callable[[str], None]) -> None:
     needs = need_data(jobs)
     if not needs:
         return
-    from fl_utils.data import cards, fetch
+    from fl_utils.data import fetch
 
-    done: set[str] = set()
-    for folder, names in needs.items():
-        for name in names:
-            if name in done or not cards.fetchable(cards.load(name)):
-                continue
-            if folder:
-                try:
-                    cards.locate(name, folder)
-                except cards.DataNotFound:
-                    say(f"{name} is not in {folder}: its embedded files are used")
-                else:
-                    continue
-            try:
-                fetch.fetch(name)
-            except (ValueError, OSError) as error:
-                raise Refused(str(error)) from None
-            done.add(name)
+    for name in needs.get("", []):
+        try:
+            fetch.fetch(name)
+        except (ValueError, OSError) as error:
+            raise Refused(str(error)) from None

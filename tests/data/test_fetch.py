@@ -423,13 +423,13 @@ def test_what_torch_hub_has_is_not_downloaded(shop):
     assert file.read_bytes() == PAYLOAD and shop.server.asked == []
 
 
-def test_obtain_takes_the_users_own_and_warns_before_it_fetches(shop):
+def test_obtain_takes_the_users_own_where_a_folder_is_given_and_nothing_else(shop):
     (shop.web / "data.bin").write_bytes(PAYLOAD)
     shop.card([{"kind": "https", "url": f"{shop.url}/data.bin"}])
     own = shop.root / "own"
     own.mkdir()
-    with pytest.warns(UserWarning, match="Using the fetched files instead"):
-        assert fetch.obtain("thing", own).layout == "fetched"
+    with pytest.raises(cards.DataNotFound, match="thing: not found in"):
+        fetch.obtain("thing", own)
     (own / "data.bin").write_bytes(b"mine")
     assert fetch.obtain("thing", own).files == [own / "data.bin"]
     assert fetch.obtain("thing").files == [shop.home / "data.bin"]

@@ -299,4 +299,4 @@ class TestPlan:
         declared = 'dataset: str = "imdb + amazon"\nweights: str = ""\ndata_dir: str = ""'
         (root / "notebooks/oarf/02_table3b_sentiment.ipynb").write_text(notebook(parameters=declared))
         jobs, _ = self.plan(root, "O2", user={"weights": "imagenet", "data_dir": "."})
-        assert plan.need_data(jobs) == {str(root): ["imdb", "amazon", "imagenet"]}
+        assert plan.need_data(jobs) == {str(root): ["imdb", "amazon"], "": ["imagenet"]}
