@@ -115,5 +115,7 @@ def bind(model: nn.Module, device: str | torch.device = "cpu") -> torch.Tensor:
             tensor.data = view
         else:
             owner, _, leaf = name.rpartition(".")
-            modules[owner]._buffers[leaf] = view
+            # .data: a version counter of its own. Several batch norms in one network save their statistics for the
+            # backward pass, and each would see the next one's update as a change to its own.
+            modules[owner]._buffers[leaf] = view.data
     return vector
