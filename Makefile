@@ -1,6 +1,6 @@
 # Two commands are the whole set-up: `make run` and `make test`. Both make .venv first, where it is not there yet.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 ONLY   ?=
 JOBS   ?=
 BIN    := .venv/bin
@@ -36,10 +36,12 @@ clean:  ## remove the environment, the runs and every cache inside this folder (
 
 # One recipe makes the environment; it runs again where the pins or the package's metadata change.
 $(READY): requirements.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null 2>&1 || command -v uv >/dev/null 2>&1 || { \
-	  echo "make: no $(PYTHON) here: install Python 3.11, or name another with make PYTHON=..., or install uv"; exit 1; }
-	@command -v $(UV) >/dev/null 2>&1 || { $(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet uv; }
+	@command -v $(UV) >/dev/null 2>&1 || command -v $(PYTHON) >/dev/null 2>&1 || { \
+	  echo "make: neither uv nor $(PYTHON) is here: install one, or name a Python with make PYTHON=..."; exit 1; }
+	@command -v $(UV) >/dev/null 2>&1 || { \
+	  echo "fetching uv"; $(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet uv; }
 	@test -x $(BIN)/python || $(UV) venv --quiet --python 3.11 .venv
-	$(UV) pip sync --quiet --python $(BIN)/python requirements.txt
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@echo "installing the pinned packages into .venv (about 8 GB on disk, a minute or two)"
+	@$(UV) pip sync --quiet --python $(BIN)/python requirements.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@

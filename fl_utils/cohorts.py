@@ -77,8 +77,9 @@ def updates(
     # A client's frame differs from another's in its header alone: the payload is the same buffer.
     down = [wire.size(wire.frame(vector, kind="state", round=this_round.number, client=id)) for id in this_round.cohort]
     losses, taken = 0.0, 0
-    arrivals = _inline(task, trainer, vector, by_id, this_round.cohort) if executor is None else None
-    if arrivals is None:
+    if executor is None:
+        arrivals = _inline(task, trainer, vector, by_id, this_round.cohort)
+    else:
         arrivals = _submitted(task, vector, by_id, this_round.cohort, executor, timeout)
     for sent, (id, outcome) in zip(down, arrivals, strict=True):
         this_round.bytes_down += sent
@@ -121,9 +122,9 @@ def _submitted(
     pending, waiting = {}, iter(ids)
     try:
         for id in ids:
-            while len(pending) < window and (upcoming := next(waiting, None)) is not None:
-                pending[upcoming] = executor.submit(task, vector, by_id[upcoming])
             try:
+                while len(pending) < window and (upcoming := next(waiting, None)) is not None:
+                    pending[upcoming] = executor.submit(task, vector, by_id[upcoming])
                 outcome = pending.pop(id).result(timeout)
             except BrokenExecutor as error:
                 raise FederationError(
