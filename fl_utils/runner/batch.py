@@ -44,12 +44,15 @@ class Batch:
     @classmethod
     def create(cls, runs: Path, out: Path | None) -> Batch:
         """A new batch in ``out``, or in a folder of ``runs`` named after the time. Refused if ``out`` is taken."""
-        if out is None:
-            batch = cls(_new_folder(runs))
-        else:
-            _check_free(out)
-            out.mkdir(parents=True, exist_ok=True)
-            batch = cls(out)
+        try:
+            if out is None:
+                batch = cls(_new_folder(runs))
+            else:
+                _check_free(out)
+                out.mkdir(parents=True, exist_ok=True)
+                batch = cls(out)
+        except OSError as error:
+            raise _unwritable(out or runs, error) from None
         batch._hold()
         if out is not None and (out / "batch.json").exists():
             batch._lock.release()
@@ -74,6 +77,8 @@ class Batch:
             self._lock.acquire()
         except Timeout:
             raise Refused(f"{self.folder} is in use by another runner; wait for it, or choose another --out") from None
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
 
     def __enter__(self) -> Batch:
         return self
@@ -98,9 +103,7 @@ class Batch:
 
     def describe(self, jobs: Sequence[Planned], selectors: Sequence[str], user: dict, scale: str, root: Path) -> None:
         """Write ``batch.json``; a resumed batch keeps its start, and the jobs that are not asked for again."""
-        about = self.read() if (self.folder / "batch.json").exists() else {"started": now(), "resumed": []}
-        if "jobs" in about:
-            about["resumed"].append(now())
+        about = self.read() if (self.folder / "batch.json").exists() else {"started": now()}
         asked = [{"notebook": job.notebook, "parameters": job.parameters} for job in jobs]
         names = {job.notebook for job in jobs}
         asked += [job for job in about.get("jobs", []) if job["notebook"] not in names]
@@ -113,12 +116,25 @@ class Batch:
         }
         write_whole(self.folder / "batch.json", json.dumps(about, indent=1) + "\n")
 
-    def point_latest(self, runs: Path) -> None:
-        """Let ``runs/latest`` point at this batch, if it is one of ``runs``."""
+    def point_latest(self, runs: Path) -> str:
+        """Let ``runs/latest`` point at this batch, if it is one of ``runs``; returns "" or the reason why it does not.
+
+        The batch is worth as much without it, on a file system without links for example.
+        """
         if self.folder.parent.resolve() == runs.resolve():
             temporary = runs / f".latest.{uuid.uuid4().hex}"
-            temporary.symlink_to(self.folder.name)
-            temporary.replace(runs / "latest")
+            try:
+                temporary.symlink_to(self.folder.name)
+                temporary.replace(runs / "latest")
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+                return f"{runs / 'latest'} does not point at this batch ({error.strerror or error})"
+        return ""
+
+    def is_latest(self, runs: Path) -> bool:
+        """Whether ``--resume`` alone means this batch."""
+        return (runs / "latest").resolve() == self.folder.resolve()
 
     def keep(self, result: JobResult) -> None:
         """Write an executed notebook and then, as the mark that it is whole, its JSON."""
@@ -275,6 +291,10 @@ def _cpu_quota() -> int:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return math.ceil(int(quota) / int(period))
     return sys.maxsize
+
+
+def _unwritable(folder: Path, error: OSError) -> Refused:
+    return Refused(f"no batch can be written to {folder} ({error.strerror or error}); choose another --out")
 
 
 def _new_folder(runs: Path) -> Path:

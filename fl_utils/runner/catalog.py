@@ -154,6 +154,8 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 
 
 def _means(selector: str, entry: Entry, notebooks_dir: Path, cwd: Path) -> bool:
+    if not selector:  # and not the notebooks of no paper
+        return False
     name, stem = entry.notebook, entry.notebook.removesuffix(".ipynb")
     if selector == entry.paper or selector.upper() in {id.upper() for id in entry.experiments}:
         return True

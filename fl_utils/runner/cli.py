@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +89,7 @@ def list_(layout: Layout, selectors: tuple[str, ...], as_json: bool) -> None:
 
 @main.command()
 @click.argument("selectors", nargs=-1, metavar="[SELECTOR]...")
-@click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; may be repeated.")
+@click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; the last one counts.")
 @click.option("-f", "file", type=click.Path(path_type=Path), help="Set the parameters of a YAML file.")
 @click.option("--scale", type=click.Choice(["embedded", "paper"]), help="Sizes: embedded (default) or the paper's.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Notebooks at once (default: one per core, as memory allows).")
@@ -100,8 +102,8 @@ def list_(layout: Layout, selectors: tuple[str, ...], as_json: bool) -> None:
 def run(context, selectors, pairs, file, scale, jobs, scheduler, out, resume, timeout, save) -> None:
     """Run notebooks: all, or those that a SELECTOR means (a paper, an experiment such as O2, a path, a folder, a glob).
 
-    With --resume alone the batch's own selection and parameters are repeated; given with selectors, -p, -f or --scale,
-    those count instead, and what was done with the same parameters is kept.
+    With --resume the batch's own selection, parameters and scale are repeated, where none are given; what was done with
+    the same parameters is kept.
     """
     from fl_utils.runner import batch as batches
     from fl_utils.runner import parameters, plan, progress
@@ -109,13 +111,18 @@ def run(context, selectors, pairs, file, scale, jobs, scheduler, out, resume, ti
     layout, cwd = context.obj, Path.cwd()
     if scheduler and jobs:
         raise Refused("--jobs is for this machine; with --scheduler the cluster's workers decide")
+    if timeout is not None and math.isnan(timeout):
+        raise Refused("--timeout nan: want a number of seconds")
     out = out.resolve() if out else None
+    if out and out.is_relative_to(layout.notebooks.resolve()):
+        raise Refused(f"--out {out} is in the notebooks folder; executed notebooks there would be taken for new ones")
     user = parameters.given(file, pairs, cwd)
     with contextlib.ExitStack() as stack:
         previous = stack.enter_context(batches.Batch.existing(layout.runs, out)) if resume else None
-        if previous and not (selectors or user or file or scale):
+        if previous:
             about = previous.read()
-            selectors, user, scale = [job["notebook"] for job in about["jobs"]], about["parameters"], about["scale"]
+            selectors = selectors or [job["notebook"] for job in about["jobs"]]
+            user, scale = {**about["parameters"], **user}, scale or about["scale"]
         scale = scale or "embedded"
         chosen = catalog.select(layout.entries(), selectors, layout.notebooks, cwd)
         planned, notes = plan.plan(chosen, user, scale, layout.papers, cwd)
@@ -132,14 +139,20 @@ def run(context, selectors, pairs, file, scale, jobs, scheduler, out, resume, ti
         submit = stack.enter_context(place)
         batch = previous or stack.enter_context(batches.Batch.create(layout.runs, out))
         batch.describe(planned, selectors, user, scale, layout.root)
-        batch.point_latest(layout.runs)
+        trouble = batch.point_latest(layout.runs)
+        if trouble:
+            click.echo(f"fl-notebooks: {trouble}", err=True)
         started = time.monotonic()
-        with show:
-            results = batches.run(batch, left, submit, show, stop, timeout, layout.notebooks if save else None)
+        finish = "finish with: fl-notebooks run --resume"
+        finish += "" if batch.is_latest(layout.runs) else f" --out {shlex.quote(str(batch.folder))}"
+        try:
+            with show:
+                results = batches.run(batch, left, submit, show, stop, timeout, layout.notebooks if save else None)
+        except OSError as error:  # the disk is full, the folder is gone
+            raise OSError(f"{batch.folder} cannot be written ({error.strerror or error}); {finish}") from None
         if stop.is_set() and len(results) < len(left):
             done = len(planned) - len(left) + sum(result.status == "ok" for result in results)
-            command = "fl-notebooks run --resume" + (f" --out {out}" if out else "")
-            click.echo(f"stopped: {done} of {len(planned)} notebooks are done; finish with: {command}")
+            click.echo(f"stopped: {done} of {len(planned)} notebooks are done; {finish}")
             context.exit(STOPPED)
         _summary(batch.folder, results, len(planned) - len(left), time.monotonic() - started)
     context.exit(1 if any(result.status != "ok" for result in results) else 0)

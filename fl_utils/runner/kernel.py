@@ -32,6 +32,8 @@ from fl_utils.runner.monitor import Guard, Monitor, kill_group
 
 ENGINE = "fl-notebooks"
 START_SECONDS = 120  # for a kernel's first reply, on a busy machine
+OUTPUT = 100_000_000  # characters that one notebook may write; they are held in memory until it ends
+REASONS = {"timeout": "time is up", "stopped": "stopped", "flood": f"more than {OUTPUT / 1e6:.0f} MB of output"}
 SOCKET_PATH = 90  # bytes; a socket's path may have about 100, the folder and a suffix included
 
 guard = Guard()
@@ -79,6 +81,7 @@ class Session:
         self.monitor = Monitor(deadline, stopped, self._memory)
         self.notebook: nbformat.NotebookNode | None = None
         self.running: int | None = None  # index of the running cell
+        self.written = 0  # characters of output
         self.memory_mb, self.process, self.pid, self.log_handle = 0.0, None, None, None
 
     def manager(self) -> AsyncKernelManager:
@@ -158,6 +161,17 @@ class Client(PapermillNotebookClient):
         self.session.cell_starts(cell_index)
         return super().execute_cell(cell, cell_index, *args, **kwargs)
 
+    def output(self, outs, msg, *args, **kwargs):
+        content, room = msg["content"], OUTPUT - self.session.written
+        parts = [content.get("text", ""), *content.get("data", {}).values()]
+        self.session.written += sum(len(str(part)) for part in parts)
+        if self.session.written > OUTPUT:
+            self.session.monitor.end("flood")
+            if room <= 0 or "text" not in content:
+                return None
+            content["text"] = content["text"][:room]
+        return super().output(outs, msg, *args, **kwargs)
+
     def papermill_execute_cells(self) -> None:
         super().papermill_execute_cells()
         self.session.monitor.sample()
@@ -206,7 +220,7 @@ def execute(
         contextvars.Context().run(_through_papermill, session, environment)
         outcome = _finished(session)
     except PapermillExecutionError as error:
-        line = f"{error.ename}: {' '.join(plain(str(error.evalue)).split())}"
+        line = ": ".join(filter(None, [error.ename, " ".join(plain(str(error.evalue)).split())]))
         outcome.error = f"{line[:500]} (cell {error.exec_count or session.cell_number()})"
         outcome.traceback = plain("\n".join(error.traceback))
     except NeverReplied as error:
@@ -223,9 +237,9 @@ def execute(
         ended = session.monitor.ended
         session.close()
     if ended and outcome.status != "ok":
-        outcome.status, outcome.never_replied = ended, False
+        outcome.status, outcome.never_replied = ("failed" if ended == "flood" else ended), False
         where = f"in cell {session.cell_number()}" if session.cell_number() else "before its first cell"
-        outcome.error = f"{'time is up' if ended == 'timeout' else 'stopped'} {where}"
+        outcome.error = f"{REASONS[ended]} {where}"
         outcome.traceback = outcome.error
     outcome.peak_mb = session.monitor.peak_mb
     outcome.executed = _text(session, outcome)

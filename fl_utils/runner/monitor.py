@@ -19,9 +19,9 @@ POLL = 0.25  # seconds between two looks
 class Monitor(threading.Thread):
     """Watches one kernel's process tree until `close`.
 
-    ``peak_mb``: the most memory the tree held, in MB (10^6 bytes). ``ended``: "timeout" or "stopped" if it was killed
-    here, else "". On Linux, memory is the kernel's own high-water mark or, if more, the sampled sum over the tree in
-    which shared pages count once (PSS); elsewhere the sampled sum of resident sizes.
+    ``peak_mb``: the most memory the tree held, in MB (10^6 bytes). ``ended``: why it was killed here ("timeout",
+    "stopped", or what `end` was told), else "". On Linux, memory is the kernel's own high-water mark or, if more, the
+    sampled sum over the tree in which shared pages count once (PSS); elsewhere the sampled sum of resident sizes.
     """
 
     def __init__(self, deadline: float | None, stopped: Callable[[], bool], seen: Callable[[float], None]):
@@ -38,6 +38,12 @@ class Monitor(threading.Thread):
         with self._lock, contextlib.suppress(psutil.NoSuchProcess):
             self._process = psutil.Process(pid)
         self._look()
+
+    def end(self, reason: str) -> None:
+        """Kill the tree; the first reason given is the one that `ended` keeps."""
+        self.ended = self.ended or reason
+        if self._process is not None:
+            kill_group(self._process.pid)
 
     def close(self) -> None:
         """Stop watching."""
@@ -63,13 +69,11 @@ class Monitor(threading.Thread):
             return current
 
     def _look(self) -> None:
-        if not self.ended and self._stopped():
-            self.ended = "stopped"
-        if not self.ended and self._deadline is not None and time.monotonic() > self._deadline:
-            self.ended = "timeout"
-        if self.ended and self._process is not None:
-            kill_group(self._process.pid)
-        elif not self.ended:
+        if self.ended or self._stopped():
+            self.end("stopped")
+        elif self._deadline is not None and time.monotonic() > self._deadline:
+            self.end("timeout")
+        else:
             self._seen(self.sample())
 
 

@@ -21,6 +21,7 @@ WANTED = {
     "bool": "true or false",
     "list": "a list such as [1, 2]",
 }
+PATHS = ("_dir", "_path")  # how the names of parameters that are paths end
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Refused(f"parameter file {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-45
         raise Refused(f"parameter file {path} is not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
@@ -55,11 +56,10 @@ def convert(parameter: Parameter, value: Any, base: Path) -> Any:
         raise Refused(f"parameter {parameter.name}: {value!r} is not {WANTED[kind]} (its type is {kind})")
     if kind == "list":
         result = _check_elements(parameter, result)
-    if kind == "str" and parameter.name.endswith(("_dir", "_path")) and result:
-        path = (base / Path(result).expanduser()).resolve()
-        if not path.exists():
-            raise Refused(f"parameter {parameter.name}: {path} does not exist")
-        result = str(path)
+    if kind == "str" and parameter.name.endswith(PATHS) and result:
+        result = _absolute(parameter.name, result, base)
+        if not Path(result).exists():
+            raise Refused(f"parameter {parameter.name}: {result} does not exist")
     if parameter.name == "scale" and kind == "str" and result not in SCALES:
         raise Refused(f"parameter scale: {result!r}, want {' or '.join(SCALES)}{did_you_mean(result, SCALES)}")
     return result
@@ -69,8 +69,8 @@ def given(file: Path | None, pairs: Sequence[tuple[str, str]], base: Path) -> di
     """What the user gave, -f first and -p over it; paths already absolute, so that it means the same elsewhere."""
     values = {**(load_yaml(file) if file else {}), **dict(pairs)}
     for name, value in values.items():
-        if name.endswith(("_dir", "_path")) and isinstance(value, str) and value:
-            values[name] = str((base / Path(value).expanduser()).resolve())
+        if name.endswith(PATHS) and isinstance(value, str) and value:
+            values[name] = _absolute(name, value, base)
     return values
 
 
@@ -132,9 +132,19 @@ def resolve(
     return {name: value for name, value in parameters.items() if value != defaults[name]}, changed
 
 
+def _absolute(name: str, value: str, base: Path) -> str:
+    try:
+        path = (base / Path(value).expanduser()).resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, with a null byte
+        raise Refused(f"parameter {name}: {value!r} is no path ({getattr(error, 'strerror', None) or error})") from None
+    return str(path)
+
+
 def in_words(values: Mapping[str, Any]) -> str:
-    """``rounds=1 lr=0.1``: for the record, in one line."""
-    return " ".join(f"{name}={value if _plain(value) else json.dumps(value)}" for name, value in values.items())
+    """``rounds=1 lr=0.1``: for the record, in one line; without paths, which say nothing of the scale."""
+    told = {name: value for name, value in values.items() if not name.endswith(PATHS)}
+    return " ".join(f"{name}={value if _plain(value) else json.dumps(value)}" for name, value in told.items())
 
 
 def _plain(value: Any) -> bool:
@@ -157,7 +167,7 @@ def _parse(kind: str, text: str) -> Any:
 
 def _check_elements(parameter: Parameter, value: list) -> list:
     """Elements are plain values, and of the default's type where its elements have one."""
-    if not all(type(element) in (int, float, str, bool, list) for element in value):
+    if not all(type(element) in (int, float, str, bool, list) and element == element for element in value):
         raise Refused(f"parameter {parameter.name}: {value!r} holds something other than numbers, texts, true or false")
     kinds = {type(element) for element in parameter.default}
     if kinds == {float}:

@@ -56,6 +56,10 @@ def plan(
     for entry in chosen:
         scaled = parameters.at_paper_scale(entry, papers_dir) if scale == "paper" else {}
         values, changed = parameters.resolve(entry, scaled, user, cwd)
+        if "scale" in user and "scale" in entry.parameters:
+            said = values.get("scale", entry.parameters["scale"].default)
+            if said != scale:  # it would label the sizes of one scale with the name of the other
+                raise Refused(f"parameter scale: the scale of this run is {scale}; choose it with --scale {said}")
         jobs.append(Planned(entry, values, changed, scale))
     return sorted(jobs, key=lambda job: (-job.cost.get("minutes", 0), job.notebook)), notes
 
@@ -96,13 +100,10 @@ def need_data(jobs: Sequence[Planned]) -> dict[str, list[str]]:
 
 def require_data(jobs: Sequence[Planned]) -> None:
     """Raise Refused if some job's data is neither in the folder given nor to be had from a package."""
-    needs = need_data(jobs)
-    if not needs:
-        return
     from fl_utils.data import cards
 
     problems = []
-    for folder, names in needs.items():
+    for folder, names in need_data(jobs).items():
         for name in names:
             try:
                 cards.require([name], folder)
@@ -118,12 +119,9 @@ def fetch_data(jobs: Sequence[Planned]) -> None:
 
     Raises Refused where no source delivers.
     """
-    needs = need_data(jobs)
-    if not needs:
-        return
     from fl_utils.data import fetch
 
-    for name in needs.get("", []):
+    for name in need_data(jobs).get("", []):
         try:
             fetch.fetch(name)
         except (ValueError, OSError) as error:

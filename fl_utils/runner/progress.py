@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+import click
+
 from fl_utils.runner.jobs import JobResult
 from fl_utils.runner.plan import Planned
 
@@ -18,7 +20,7 @@ UNKNOWN_MINUTES = 1.0  # the weight of a notebook that does not say how long it 
 
 def open_progress(jobs: Sequence[Planned]) -> Lines | Bars:
     """Bars if standard error is a terminal, else lines."""
-    return Bars(jobs) if sys.stderr.isatty() else Lines(jobs)
+    return Bars(jobs) if sys.stderr is not None and sys.stderr.isatty() else Lines(jobs)
 
 
 def outcome_line(result: JobResult) -> str:
@@ -54,8 +56,7 @@ class Lines:
         self.say(f"[{self._finished}/{self._total}] {outcome_line(result)}")
 
     def say(self, line: str) -> None:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        click.echo(line, err=True)
 
 
 class Bars:

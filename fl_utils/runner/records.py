@@ -96,7 +96,10 @@ def number(value: object) -> float | int | None:
 
 
 def finite(value: float | int) -> bool:
-    return isinstance(value, int) or math.isfinite(value)
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def load_json(path: Path) -> tuple[Any, str]:

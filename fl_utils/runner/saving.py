@@ -50,7 +50,10 @@ def save(executed: str, path: Path, source_sha256: str) -> str:
     size = len(text.encode("utf-8"))
     if size > LARGEST:
         return f"it would have {size / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f} MB"
-    write_whole(path, text)
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        return f"it cannot be written ({error.strerror or error})"
     return ""
 
 

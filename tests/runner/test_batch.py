@@ -145,6 +145,14 @@ time.sleep(600)"""
         assert "before" in result.executed and "time is up" in result.executed
         until(lambda: not alive(*map(int, pids.read_text().split())), "the kernel's group to end", 5)
 
+    def test_output_without_end_ends_the_notebook_and_not_the_runners_memory(self, tmp_path, monkeypatch):
+        from fl_utils.runner import kernel
+
+        monkeypatch.setattr(kernel, "OUTPUT", 1_000_000)
+        result = jobs.run_job(one_job(tmp_path / "out", "while True: print('y' * 10_000)", timeout=30))
+        assert result.status == "failed" and "of output in cell 2" in result.error
+        assert 900_000 < len(result.executed) < 1_100_000
+
     def test_stopping_kills_a_kernel_that_holds_the_interpreter_lock(self, tmp_path):
         pid, stop, result = tmp_path / "pid", threading.Event(), []
         code = f"import ctypes, os\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\nctypes.PyDLL(None).sleep(600)"
@@ -206,6 +214,14 @@ class TestFolders:
                 Batch.existing(tmp_path, tmp_path / "new")
         with Batch.existing(tmp_path, tmp_path / "new"):
             pass
+
+    def test_a_latest_that_cannot_be_a_link_costs_no_batch(self, tmp_path):
+        (tmp_path / "latest").mkdir()
+        with Batch.create(tmp_path, None) as batch:
+            assert "does not point at this batch" in batch.point_latest(tmp_path) and not batch.is_latest(tmp_path)
+            (tmp_path / "latest").rmdir()
+            assert batch.point_latest(tmp_path) == "" and batch.is_latest(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"latest", batch.folder.name}
 
     def test_nothing_to_resume(self, tmp_path):
         for out in (None, tmp_path / "no"):
@@ -270,6 +286,9 @@ class TestSaving:
         monkeypatch.setattr(saving, "LARGEST", 300)
         assert "MB" in saving.save(executed, path, sha256) and path.read_text() == "old"
         monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(saving, "write_whole", lambda *_: Path("/dev/null/x").write_text(""))
+            assert "Not a directory" in saving.save(executed, path, sha256) and path.read_text() == "old"
         assert saving.save(executed, path, sha256) == ""
         assert json.loads(path.read_text(encoding="utf-8")) == saving.strip(self.executed())
         assert "ü" in path.read_text(encoding="utf-8") and path.read_text(encoding="utf-8").endswith("}\n")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_repository import COST, cell, notebook, repository
+from tiny_repository import COST, PARAMETERS, cell, notebook, repository
 
 from fl_utils.runner import catalog, parameters, plan
 from fl_utils.runner.catalog import Parameter, Refused
@@ -205,6 +205,7 @@ class TestConvert:
             *[("str", value) for value in (3, True, None, ["a"])],
             *[("bool", value) for value in ("yes", "1", 1, None)],
             *[("list", value) for value in ("3", "[1, a]", "{a: 1}", "[1", 3, [1.5], [None], [True])],
+            ("floats", "[.nan]"),
         ],
     )
     def test_refuses_the_wrong_type_by_name(self, kind, value):
@@ -224,6 +225,11 @@ class TestConvert:
         assert parameters.convert(data_dir, "", tmp_path) == ""
         with pytest.raises(Refused, match=r"data_dir: .*/there does not exist"):
             parameters.convert(data_dir, "there", tmp_path)
+
+    @pytest.mark.parametrize("path", ["~no-such-user/x", "a\0b", "a" * 300])
+    def test_what_can_be_no_path_is_refused(self, tmp_path, path):
+        with pytest.raises(Refused, match=r"parameter data_dir: .* is no path"):
+            parameters.given(None, [("data_dir", path)], tmp_path)
 
 
 class TestPlan:
@@ -248,6 +254,15 @@ class TestPlan:
         (job,), notes = self.plan(root, "O2", user=user, scale="paper")
         assert job.parameters == {"rounds": 100, "lr": 0.5, "batch": 16, "scale": "paper"} and not notes
         assert job.changed == {"lr": 0.5, "batch": 16} and parameters.in_words(job.changed) == "lr=0.5 batch=16"
+        assert parameters.in_words({"data_dir": "/somebody/s/folder", "lr": 0.5}) == "lr=0.5"
+
+    def test_the_label_of_a_scale_comes_with_its_sizes_alone(self, root):
+        (root / "notebooks/oarf/02_table3b_sentiment.ipynb").write_text(
+            notebook(parameters=PARAMETERS + "\nscale: str = 'embedded'")
+        )
+        with pytest.raises(Refused, match="choose it with --scale paper"):
+            self.plan(root, "O2", user={"scale": "paper"})
+        assert self.plan(root, "O2", user={"scale": "embedded"})[0][0].parameters == {}
 
     def test_one_line_for_a_notebook_that_lacks_a_parameter(self, root):
         jobs, notes = self.plan(root, "O2", "tutorials/01_nothing.ipynb", user={"rounds": "5"})

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from tiny_repository import alive, notebook, outputs, repository, start, until
 
 from fl_utils import paths
+from fl_utils.runner.batch import Batch
 from fl_utils.runner.cli import main
 
 
@@ -76,7 +77,10 @@ def whole(folder: Path) -> bool:
         (["O2", "--scale", "huge"], "'huge' is not one of"),
         (["O2", "--jobs", "0"], "--jobs"),
         (["O2", "--timeout", "0"], "--timeout"),
+        (["O2", "--timeout", "nan"], "--timeout"),
         (["O2", "--resume"], "nothing to resume"),
+        (["O2", ""], "no notebook is meant by ''"),
+        (["O2", "--out", "/dev/null/x"], "no batch can be written to /dev/null/x (Not a directory)"),
         (["O2", "--scheduler", "somewhere"], "want the address of a Dask scheduler"),
         (["O2", "--scheduler", "tcp://localhost:1", "--jobs", "2"], "--jobs is for this machine"),
     ],
@@ -85,6 +89,25 @@ def test_refused_before_anything_runs(root, arguments, message):
     result = call(root, "run", *arguments)
     assert result.exit_code == 2 and message in result.output, result.output
     assert not (root / "runs").exists()
+
+
+def test_executed_notebooks_do_not_go_among_the_sources(root):
+    result = call(root, "run", "O2", "--out", root / "notebooks/mine")
+    assert result.exit_code == 2 and "in the notebooks folder" in result.output
+    assert not (root / "notebooks/mine").exists()
+
+
+def test_a_folder_that_cannot_be_written_stops_the_batch_with_one_line(root, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Batch, "keep", full)
+    result = call(root, "run", "O2", "--out", root / "out")
+    assert result.exit_code == 1 and not isinstance(result.exception, OSError)
+    assert result.stderr.splitlines()[-1] == (
+        f"fl-notebooks: {root / 'out'} cannot be written (No space left on device); "
+        f"finish with: fl-notebooks run --resume --out {root / 'out'}"
+    )
 
 
 def test_exit_codes_and_summary(root):
@@ -149,6 +172,10 @@ class TestSignals:
         assert result.exit_code == 0 and result.stdout.startswith("1 ran, 0 failed, 1 done before")
         assert whole(root / "mine") and (trace / "quick").read_text() == "quick 3\n"
         assert not list((root / "mine").glob("checkpoints/*"))
+        changed = call(root, "run", "--resume", "--out", root / "mine", "-p", "lr", "0.5")  # not slow2 as well
+        assert changed.exit_code == 0 and changed.stdout.startswith("2 ran, 0 failed;")
+        part = call(root, "run", "quick", "--resume", "--out", root / "mine")
+        assert part.exit_code == 0 and part.stdout.startswith("0 ran, 0 failed, 1 done before")
         again = call(root, "run", "--resume", "--out", root / "mine")
         assert again.exit_code == 0 and again.stdout.startswith("0 ran, 0 failed, 2 done before")
 
