@@ -132,12 +132,12 @@ def locate(name: str, data_dir: str | Path) -> Location:
         raise DataNotFound(f"{name}: no data_dir given. {how_to_get(card)}")
     folder = Path(data_dir).expanduser().absolute()
     if not folder.exists():
-        raise DataNotFound(f"{name}: data_dir {str(data_dir)!r} does not exist. {how_to_get(card)}")
+        raise DataNotFound(f"{name}: data_dir {str(data_dir)!r} does not exist. {_or_fetch(card)}")
     if folder.is_file():
         for layout in card.layouts:
             if len(layout.patterns) == 1 and any(folder.match(pattern) for pattern in layout.patterns[0].split("|")):
                 return Location(layout.name, [folder], folder.parent)
-        raise DataNotFound(f"{name}: the file {str(data_dir)!r} has no known name. {how_to_get(card)}")
+        raise DataNotFound(f"{name}: the file {str(data_dir)!r} has no known name. {_or_fetch(card)}")
     nearest: tuple[float, str] = (0.0, "")
     for root in (folder, folder / name):
         for layout in card.layouts:
@@ -148,7 +148,7 @@ def locate(name: str, data_dir: str | Path) -> Location:
             if share > nearest[0]:
                 missing = [pattern for pattern, files in zip(layout.patterns, found, strict=True) if not files]
                 nearest = (share, f" Layout {layout.name!r} lacks {', '.join(missing)} in {root}.")
-    raise DataNotFound(f"{name}: not found in {str(data_dir)!r}.{nearest[1]} {how_to_get(card)}")
+    raise DataNotFound(f"{name}: not found in {str(data_dir)!r}.{nearest[1]} {_or_fetch(card)}")
 
 
 def require(names: Iterable[str], data_dir: str | Path = "") -> None:
@@ -167,11 +167,14 @@ def require(names: Iterable[str], data_dir: str | Path = "") -> None:
 def how_to_get(card: Card) -> str:
     """Where the data set officially comes from, how big it is, how it must lie; several lines."""
     lines = [f"Get it from {card.official['place']} ({card.official['size']}): {card.official['layout']}."]
-    if fetchable(card):
-        lines.append("Or leave data_dir empty: it is then fetched.")
     lines.append(f"Layouts understood, in data_dir itself or in data_dir/{card.name}:")
     lines += [f"  {layout.name}: {', '.join(layout.patterns)}" for layout in card.layouts]
     return "\n".join(lines)
+
+
+def _or_fetch(card: Card) -> str:
+    """What to do where a data_dir was given that lacks the data set."""
+    return ("Leave data_dir empty and it is fetched. " if fetchable(card) else "") + how_to_get(card)
 
 
 def _match(root: Path, pattern: str) -> list[Path]:

@@ -169,7 +169,7 @@ def test_one_data_set_is_not_taken_for_another(tmp_path):
 
 def test_require_names_all_that_is_missing(tmp_path):
     cards.require(["digits", "snippets"])
-    with pytest.raises(cards.DataNotFound, match="leave data_dir empty"):  # a folder that was given is where it must be
+    with pytest.raises(cards.DataNotFound, match="Leave data_dir empty"):  # a folder that was given is where it must be
         cards.require(["digits"], tmp_path)
     with pytest.raises(cards.DataNotFound) as error:
         cards.require(["digits", "imdb", "amazon"])
