@@ -93,5 +93,6 @@ def _load(model: nn.Module, weights: Path | str | None) -> None:
         return
     try:
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"weights {weights} do not fit {type(model).__name__}: {error}") from error
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes; each is the file's fault
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"weights {weights} do not fit {type(model).__name__}: {reason}") from error

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from fl_utils.models import vision
+from fl_utils.models.text import SentimentLSTM
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_sizes_are_those_of_the_papers():
+    assert parameters(vision.two_nn()) == 199_210  # McMahan et al. 2017, section 3
+    assert parameters(vision.SmallCNN(10, 32, 512)) == 1_663_370  # the CNN of the same section
+    assert parameters(vision.alexnet(2)) == 57_012_034  # torchvision's, last layer of two
+    # Hu et al. 2020, section 3.4: embedding 512, two LSTM layers of 256; by hand, for a vocabulary of 1,000.
+    lstm = 4 * 256 * (512 + 256) + 2 * 1024 + 4 * 256 * (256 + 256) + 2 * 1024
+    assert parameters(SentimentLSTM(1000)) == 1000 * 512 + lstm + 257
+
+
+def test_normalisation_is_the_one_of_torchvision():
+    from torchvision.transforms.functional import normalize
+
+    images = torch.randint(0, 256, (2, 3, 5, 5), dtype=torch.uint8)
+    ours = vision.Normalize(vision.IMAGENET_MEAN, vision.IMAGENET_STD)(images)
+    torch.testing.assert_close(ours, normalize(images.float() / 255, vision.IMAGENET_MEAN, vision.IMAGENET_STD))
+
+
+def test_weights_are_taken_but_for_the_last_layer(tmp_path):
+    from torchvision.models import mobilenet_v2
+
+    given = mobilenet_v2(weights=None)
+    torch.save(given.state_dict(), tmp_path / "weights.pth")
+    model = vision.mobilenet_v2(2, tmp_path / "weights.pth")[1]
+    assert torch.equal(model.features[0][0].weight, given.features[0][0].weight)
+    assert model.classifier[1].weight.shape == (2, 1280)
+
+
+@pytest.mark.parametrize("content", ["others", b"junk", b""])
+def test_a_file_that_is_not_these_weights_is_named(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    if content == "others":
+        torch.save({"features.0.weight": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="do not fit MobileNetV2"):
+        vision.mobilenet_v2(2, path)
+
+
+def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    torch.save(Trap(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="do not fit"):
+        vision.mobilenet_v2(2, tmp_path / "weights.pth")
