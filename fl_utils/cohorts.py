@@ -142,7 +142,7 @@ def _submitted(
 
 
 _trainers: dict[tuple, Trainer] = {}  # of a worker process: the last model it was given
-_turn = threading.Lock()  # threads of one process train in turn: torch has one random generator for all of them
+_turn = threading.Lock()  # threads of one process train in turn: they have one model, and torch one random generator
 
 
 def client_task(build, device, train, local, seed, number, vector, client, trainer=None) -> tuple[torch.Tensor, float]:

@@ -24,7 +24,7 @@ from torch import nn
 from fl_utils import checkpoints
 from fl_utils.aggregation import fedavg_stream, polyak
 from fl_utils.cohorts import Client, ClientDropped, FederationError, Round, client_task, draw, updates
-from fl_utils.training import LocalTraining, Trainer, check_examples
+from fl_utils.training import LocalTraining, Trainer, check_examples, drawing
 
 __all__ = [
     "Client",
@@ -183,7 +183,7 @@ def run(
 
 
 def _build(build: Callable[[], nn.Module], device: str, seed: int) -> Trainer:
-    with torch.random.fork_rng(devices=[]):
+    with drawing():
         torch.manual_seed(seed)
         return Trainer(build, device)
 

@@ -7,7 +7,9 @@ more than for the arithmetic (the first use of ``torch.optim`` alone costs secon
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +76,20 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
+_drawing = threading.RLock()
+
+
+@contextmanager
+def drawing(device: torch.device | str = "cpu") -> Iterator[None]:
+    """Have torch's random generator to oneself, and leave it as it was.
+
+    It is one for all threads of a process: whoever seeds it and draws from it does so inside of this.
+    """
+    device = torch.device(device)
+    with _drawing, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
 def client_seed(seed: int, round_number: int, client: int) -> int:
     """A client's own seed for one round: a function of these three, so that neither order nor parallelism matters."""
     return int(np.random.SeedSequence([seed, round_number, client]).generate_state(1, np.uint64)[0] >> 1)
@@ -100,24 +116,19 @@ class Trainer:
         criterion, step = LOSSES[local.loss], _stepper(self.trainable, local)
         losses = []
         self.model.train()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with drawing(self.device):
             _seed(seed, self.device)
             generator = torch.Generator().manual_seed(seed)
             for _ in range(local.local_epochs):
                 total = torch.zeros((), device=self.device)
-                for batch in self._batches(len(x), local.batch_size, generator):
-                    inputs, targets = x[batch], y[batch].to(self.device)
+                for inputs, targets in _batches(x, y, local.batch_size or len(x), generator):
                     if local.augment is not None:
                         inputs = local.augment(inputs, generator)
-                    loss = criterion(self.model(inputs.to(self.device)), targets)
+                    loss = criterion(self.model(inputs.to(self.device)), targets.to(self.device))
                     step(torch.autograd.grad(loss, self.trainable, materialize_grads=True))
-                    total += loss.detach() * len(batch)
+                    total += loss.detach() * len(targets)
                 losses.append(total.item() / len(x))
         return losses
-
-    @staticmethod
-    def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-        return iter(torch.randperm(count, generator=generator).split(batch_size or count))
 
     @torch.inference_mode()
     def outputs(self, x: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
@@ -133,6 +144,13 @@ class Trainer:
         predictions = (outputs > 0).long() if binary else outputs.argmax(1)
         classes = 2 if binary else outputs.shape[1]
         return metrics.scores(y.numpy(), predictions.numpy(), classes, LOSSES[loss](outputs, y).item())
+
+
+def _batches(x: torch.Tensor, y: torch.Tensor, size: int, generator: torch.Generator, most: int = 1 << 24) -> Iterator:
+    """Minibatches in a random order, gathered many at a time (at most ``most`` bytes) and cut as views."""
+    together = size * max(1, most // max(1, size * x[0].numel() * x.element_size()))
+    for chosen in torch.randperm(len(x), generator=generator).split(together):
+        yield from zip(x[chosen].split(size), y[chosen].split(size), strict=True)
 
 
 def _seed(seed: int, device: torch.device) -> None:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from concurrent.futures import Executor, Future
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.nn import functional
 from fl_utils import federation, flat, wire
 from fl_utils.executors import executor
 from fl_utils.federation import Client, ClientDropped, FederationError
-from fl_utils.training import LocalTraining, client_seed
+from fl_utils.training import LocalTraining, Trainer, client_seed
 from small import LOCAL, clients, examples, mlp, plain_mlp, with_batch_norm
 
 
@@ -339,3 +340,24 @@ def test_bad_input_is_refused_before_any_training(arguments, message):
 def test_an_unknown_executor_is_named(where):
     with pytest.raises(ValueError, match=f"executor '{where}'"), executor(where):
         pass
+
+
+def test_trainings_in_other_threads_do_not_disturb_a_run():
+    """torch has one random generator per process: seeding and drawing are held together."""
+    stop = threading.Event()
+
+    def disturb():
+        trainer, (x, y) = Trainer(mlp), examples(40, 9)
+        while not stop.is_set():
+            trainer.train(x, y, LOCAL, seed=1)
+
+    run = partial(federation.run, mlp, clients(), rounds=2, local=LOCAL, seed=4)
+    alone = run().vector
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        disturbed = [run().vector for _ in range(10)]
+    finally:
+        stop.set()
+        thread.join()
+    assert all(torch.equal(vector, alone) for vector in disturbed)
