@@ -99,7 +99,8 @@ class Trainer:
     """One model, its flat state ``vector`` (float32 [d], shared memory with the model) and a device."""
 
     def __init__(self, build: Callable[[], nn.Module], device: str | torch.device = "cpu"):
-        self.model = build()
+        with _drawing:  # initial weights are drawn: not in the middle of another thread's training
+            self.model = build()
         self.device = torch.device(device)
         self.layout = flat.Layout.of(self.model)
         self.vector = flat.bind(self.model, self.device)
