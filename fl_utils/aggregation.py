@@ -46,7 +46,7 @@ def polyak(old: torch.Tensor, new: torch.Tensor, k: float = 0.5, out: torch.Tens
     if not 0 <= k <= 1:
         raise ValueError(f"k is {k}: the share of the old weights lies between 0 and 1")
     _same_shape(old, new)
-    return torch.lerp(old, new, 1 - k, out=out) if out is not None else torch.lerp(old, new, 1 - k)
+    return torch.lerp(old, new, 1 - k, out=out)
 
 
 def polyak_in_order(vectors: Iterable[torch.Tensor], k: float = 0.5) -> torch.Tensor:

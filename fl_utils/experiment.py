@@ -21,7 +21,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from importlib import metadata
 from pathlib import Path
 
 from fl_utils import papers, paths
@@ -189,7 +188,7 @@ class Experiment:
             "bytes_down": down,
             "seconds": round(time.perf_counter() - self._started, 2),
             "peak_mb": round(peak_mb(), 1),
-            "commit": _commit(),
+            "commit": commit(paths.ROOT),
             "versions": _versions(),
             "hardware": _hardware(),
         }
@@ -210,14 +209,24 @@ def seed_everything(seed: int) -> None:
 def peak_mb() -> float:
     """The most memory this process has held, in MB (10^6 bytes)."""
     if sys.platform.startswith("linux"):  # ru_maxrss would count the process that started this one as well
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
+        return high_water_mb("self")
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
+def high_water_mb(pid: int | str) -> float:
+    """The most memory that the running process ``pid`` has held, in MB, as Linux counts it.
+
+    Raises OSError where there is no such process (or no Linux), StopIteration where it has no memory left.
+    """
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+
+
 def _versions() -> dict[str, str]:
+    from importlib import metadata
+
     import torch
 
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": metadata.version("numpy")}
@@ -232,15 +241,15 @@ def _hardware() -> str:
     return f"{available_cores()} cores {platform.machine()}{gpu}"
 
 
-def _commit() -> str:
-    """The repository's commit, with a + where tracked files differ from it; empty outside a checkout."""
-    git = ["git", "-C", str(paths.ROOT)]
+def commit(root: Path) -> str:
+    """The commit checked out at ``root``, with a + where tracked files differ from it; empty outside a checkout."""
+    git = ["git", "-C", str(root)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, timeout=10)
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, timeout=10)
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return commit.stdout.strip() + "+" * (changed.returncode == 1) if commit.returncode == 0 else ""
+    return head.stdout.strip() + "+" * (changed.returncode == 1) if head.returncode == 0 else ""
 
 
 def _with_spread(value: Value) -> str:

@@ -104,8 +104,7 @@ class Trainer:
         self.device = torch.device(device)
         self.layout = flat.Layout.of(self.model)
         self.vector = flat.bind(self.model, self.device)
-        self.parameters = list(self.model.parameters())
-        self.trainable = [parameter for parameter in self.parameters if parameter.requires_grad]
+        self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def train(self, x: torch.Tensor, y: torch.Tensor, local: LocalTraining, seed: int) -> list[float]:
         """Train in place on examples ``x`` [N, ...] and labels ``y`` [N]; the mean loss of each epoch.

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_utils.executors import available_cores
+from fl_utils.experiment import commit
 from fl_utils.paths import write_whole
 from fl_utils.runner import saving
 from fl_utils.runner.catalog import Refused
@@ -275,14 +275,6 @@ def default_workers(jobs: Sequence[Planned]) -> int:
     largest = max((job.cost.get("memory_mb", 0) for job in jobs), default=0)
     fit = int(psutil.virtual_memory().available / 1e6 // largest) if largest else cores
     return max(1, min(cores, fit, len(jobs)))
-
-
-def commit(root: Path) -> str:
-    """The commit checked out at ``root``, empty outside a checkout."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "-C", str(root), "rev-parse", "--short=10", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    return ""
 
 
 def _cpu_quota() -> int:

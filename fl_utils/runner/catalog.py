@@ -144,6 +144,11 @@ def select(entries: Sequence[Entry], selectors: Iterable[str], notebooks_dir: Pa
     return [entry for entry in entries if entry.notebook in chosen]
 
 
+def card_names(text: str) -> list[str]:
+    """The cards that a parameter such as ``dataset`` names: ``"imdb + amazon"`` is two, ``""`` none."""
+    return [part.strip() for part in text.split("+") if part.strip()]
+
+
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """``; did you mean a, b?`` for names near to ``wrong``, empty where none is near."""
     folded: dict[str, str] = {}

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fl_utils.experiment import high_water_mb
+
 POLL = 0.25  # seconds between two looks
 
 
@@ -129,8 +131,7 @@ def _memory(process, shared: bool) -> float:
 def _high_water(pid: int) -> float:
     """The kernel process' own peak, in MB; 0 where the system does not tell. (ru_maxrss would count its parent's.)"""
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+        return high_water_mb(pid)
     return 0.0
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from fl_utils.papers import LETTERS
 from fl_utils.runner.outcomes import Entry, Folder
 from fl_utils.runner.records import Value, finite, number, one_line
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
-PAPER_ORDER = ("oarf", "mobile", "faces", "decentralized")
 MINUS = "−"
 
 
@@ -52,7 +52,7 @@ def format_value(value: Value) -> str:
 
 def by_paper(papers: Iterable[str]) -> list[str]:
     """Papers in the collection's order, unknown ones after them by name."""
-    rank = {paper: position for position, paper in enumerate(PAPER_ORDER)}
+    rank = {paper: position for position, paper in enumerate(LETTERS.values())}
     return sorted(set(papers), key=lambda paper: (rank.get(paper, len(rank)), paper))
 
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fl_utils.experiment import SCALES
 from fl_utils.runner.catalog import TYPES, Entry, Parameter, Refused, did_you_mean
 
-SCALES = ("embedded", "paper")
 WANTED = {
     "int": "a whole number",
     "float": "a number",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_utils.runner import parameters
-from fl_utils.runner.catalog import Entry, Refused
+from fl_utils.runner.catalog import Entry, Refused, card_names
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def data_sets(entry: Entry, values: Mapping[str, Any], parameters: Sequence[str]
     for name in parameters:
         if name in entry.parameters:
             text = values.get(name, entry.parameters[name].default)
-            names += [part.strip() for part in str(text).split("+") if part.strip()]
+            names += card_names(str(text))
     return list(dict.fromkeys(names))
 
 

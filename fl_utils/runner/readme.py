@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fl_utils.paths import DATASETS, PAPERS, write_whole
-from fl_utils.runner.catalog import parse_parameters
+from fl_utils.runner.catalog import card_names, parse_parameters
 from fl_utils.runner.outcomes import Entry, ReportError, read
 from fl_utils.runner.page import by_paper, claim_order
 from fl_utils.runner.records import mapping, one_line
@@ -79,7 +79,7 @@ def _data(entry: Entry, datasets_dir: Path) -> str:
         dataset = parse_parameters(entry.parameters)["dataset"].default
     except (KeyError, ValueError, SyntaxError):
         return NONE
-    names = [name.strip() for name in dataset.split("+") if name.strip()] if isinstance(dataset, str) else []
+    names = card_names(dataset) if isinstance(dataset, str) else []
     titles = [one_line(mapping(load_yaml(datasets_dir / f"{Path(name).name}.yaml")).get("title")) for name in names]
     return " + ".join(escape(title or name) for title, name in zip(titles, names, strict=True)) or NONE
 

@@ -13,12 +13,6 @@ from fl_utils.runner.readme import escape
 
 
 @pytest.fixture
-def papers(tmp_path: Path) -> Path:
-    claims = "- {id: O2.1, experiment: O2}\n- {id: O2.2, experiment: O2}\n- {id: O3.1, experiment: O3}\n"
-    return fill(tmp_path / "papers", {"oarf/paper.yaml": "title: The OARF | suite\n", "oarf/claims.yaml": claims})
-
-
-@pytest.fixture
 def saved(tmp_path: Path) -> Path:
     roman = record(values=[value(where="section 4.1"), value("b", where="Table III")], claims=[], paper="decentralized")
     return fill(
