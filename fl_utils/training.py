@@ -30,7 +30,8 @@ class LocalTraining:
     batch_size: B; 0 takes all of the client's examples as one batch. learning_rate: eta.
     optimizer: "sgd" (with ``momentum`` and ``weight_decay``) or "adam". Its state begins anew in every round.
     clip_norm: gradients longer than this are scaled to it; 0 leaves them alone.
-    loss: "cross_entropy" (outputs [N, classes]) or "binary_cross_entropy" (outputs [N], logits).
+    loss: "cross_entropy" (outputs [N, classes]), "binary_cross_entropy" (outputs [N], logits) or "masked_absolute"
+    (outputs as the float targets; the mean absolute error where a target is neither 0, a missing reading, nor NaN).
     augment: ``f(x, generator) -> x`` applied to each training batch; a module-level function, since it travels.
     """
 
@@ -70,9 +71,16 @@ def _binary_cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, reductio
     return functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction=reduction)
 
 
+def _masked_absolute(outputs: torch.Tensor, targets: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    known = (targets != 0) & ~torch.isnan(targets)
+    errors = torch.where(known, (outputs - targets).abs(), 0.0)
+    return errors.sum() / known.sum().clamp(min=1) if reduction == "mean" else errors
+
+
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "cross_entropy": functional.cross_entropy,
     "binary_cross_entropy": _binary_cross_entropy,
+    "masked_absolute": _masked_absolute,
 }
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fl_utils.models import vision
+from fl_utils.models.resnet import resnet
 from fl_utils.models.text import SentimentLSTM
 
 
@@ -55,3 +56,45 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path):
     torch.save(Trap(), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="do not fit"):
         vision.mobilenet_v2(2, tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_residual_networks_are_those_of_torchvision(depth):
+    import torchvision.models as zoo
+
+    ours, theirs = resnet(depth, 10), getattr(zoo, f"resnet{depth}")(num_classes=10)
+    shapes = [tuple(tensor.shape) for tensor in ours.state_dict().values()]
+    assert sorted(shapes) == sorted(tuple(tensor.shape) for tensor in theirs.state_dict().values())
+    # The same layers in the same order: with torchvision's weights ours computes what theirs does.
+    ordered = [name for name in theirs.state_dict() if "downsample" not in name]
+    ours_ordered = [name for name in ours.state_dict() if "downsample" not in name]
+    state = dict(zip(ours_ordered, (theirs.state_dict()[name] for name in ordered), strict=True))
+    shortcuts = [name for name in ours.state_dict() if "downsample" in name]
+    state |= zip(shortcuts, (t for n, t in theirs.state_dict().items() if "downsample" in n), strict=True)
+    ours.load_state_dict(state)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = theirs.eval()((images.float() / 255 - 0.5) / 0.5)
+        torch.testing.assert_close(ours.eval()(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_residual_network_takes_small_grey_images():
+    model = resnet(10, 62, width=8, channels=1, dropout=0.5, stem="small").eval()
+    images = torch.randint(0, 256, (3, 1, 20, 20), dtype=torch.uint8)
+    embedding = model.features(images)
+    assert embedding.shape == (3, 64)
+    torch.testing.assert_close(model(images), model.classifier(embedding))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"depth": 12}, "depth is 12: want one of 10, 18, 34"),
+        ({"stem": "tiny"}, "stem is 'tiny'"),
+        ({"width": 0}, "width is 0"),
+        ({"mean": (0.1, 0.2)}, "mean and std have 2 and 3 values"),
+    ],
+)
+def test_an_impossible_residual_network_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        resnet(**{"depth": 18, "classes": 2, **wrong})

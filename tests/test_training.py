@@ -150,4 +150,13 @@ def test_no_examples_or_uneven_ones_are_refused():
     for xs, ys in [(x[:0], y[:0]), (x, y[:4])]:
         with pytest.raises(ValueError, match="examples and"):
             trainer.train(xs, ys, LocalTraining(), 0)
-    assert set(LOSSES) == {"cross_entropy", "binary_cross_entropy"}
+    assert set(LOSSES) == {"cross_entropy", "binary_cross_entropy", "masked_absolute"}
+
+
+def test_a_missing_reading_counts_in_no_loss():
+    outputs, targets = torch.tensor([[1.0, 5.0], [3.0, 4.0]]), torch.tensor([[2.0, 0.0], [float("nan"), 1.0]])
+    assert LOSSES["masked_absolute"](outputs, targets) == pytest.approx((1 + 3) / 2)
+    assert LOSSES["masked_absolute"](outputs, torch.zeros(2, 2)) == 0
+    outputs.requires_grad_()
+    LOSSES["masked_absolute"](outputs, targets).backward()
+    assert outputs.grad.tolist() == [[-0.5, 0.0], [0.0, 0.5]]
