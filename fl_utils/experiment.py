@@ -27,6 +27,7 @@ from fl_utils import papers, paths
 
 MIME = "application/vnd.fl-notebooks.record+json"
 SCALES = ("embedded", "paper")
+VERDICTS = {True: "holds", False: "does not hold", None: "not decided"}
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,13 @@ class Experiment:
 
     def claim(self, id: str, holds: bool, evidence: str) -> None:
         """Decide claim ``id`` and print the evidence: figures, and over how many seeds."""
+        self._decide(id, bool(holds), evidence)
+
+    def undecided(self, id: str, reason: str) -> None:
+        """Leave claim ``id`` open and print why: this run was asked for less than the claim speaks of."""
+        self._decide(id, None, reason)
+
+    def _decide(self, id: str, holds: bool | None, evidence: str) -> None:
         if id not in self._claims:
             raise ValueError(f"claim {id!r}: papers/{self.paper}/claims.yaml has {', '.join(self._claims)}")
         if not evidence.strip():
@@ -128,7 +136,7 @@ class Experiment:
         self._decided[id] = {
             "id": id,
             "statement": self._claims[id].statement,
-            "holds": bool(holds),
+            "holds": holds,
             "evidence": evidence,
         }
         print(f"{id}: {evidence}")
@@ -162,7 +170,7 @@ class Experiment:
         for id, claim in self._claims.items():
             if id not in self._decided:
                 raise ValueError(f"claim {id} is not decided: call claim({id!r}, holds, evidence) before")
-            print(f"{id} {'holds' if self._decided[id]['holds'] else 'does not hold'}: {claim.statement}")
+            print(f"{id} {VERDICTS[self._decided[id]['holds']]}: {claim.statement}")
 
     def record(self) -> None:
         """Leave the record of this notebook in the output of its last cell."""

@@ -57,6 +57,8 @@ def test_claims_are_decided_once_each_with_evidence(capsys):
     experiment.claim("O2.1", True, "80 % against 70 %")
     with pytest.raises(ValueError, match=r"O2.2 is not decided"):
         experiment.verdicts()
+    experiment.undecided("O2.2", "one training of the two was asked for")
+    assert experiment.as_record()["claims"][1]["holds"] is None
     experiment.claim("O2.2", False, "3 points")
     experiment.claim("O2.3", True, "60 % against 70 %")
     capsys.readouterr()

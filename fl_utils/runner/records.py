@@ -42,7 +42,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Claim:
-    """One finding and its verdict; ``holds`` is None where the record says neither true nor false."""
+    """One finding and its verdict; ``holds`` is None where the run could not decide it."""
 
     id: str
     statement: str
@@ -168,8 +168,9 @@ def _value(item: dict, problems: list[str]) -> Value:
 
 def _claim(item: dict, problems: list[str]) -> Claim:
     holds = item.get("holds")
-    if not isinstance(holds, bool):
-        problems.append(f"record: claim {one_line(item.get('id'))!r} holds={json.dumps(holds)}, want true or false")
+    if holds is not None and not isinstance(holds, bool):
+        wrong = f"record: claim {one_line(item.get('id'))!r} holds={json.dumps(holds)}, want true, false or null"
+        problems.append(wrong)
         holds = None
     return Claim(one_line(item.get("id")), one_line(item.get("statement")), holds, one_line(item.get("evidence")))
 

@@ -235,7 +235,7 @@ BROKEN = {
     "value no object": ({GOOD: notebook(record(values=[3, value()]))}, "values entry 1 is a int", None),
     "undecided": (
         {GOOD: notebook(record(claims=[claim(holds="yes")]))},
-        "'O2.1' holds=\"yes\", want true or false",
+        "'O2.1' holds=\"yes\", want true, false or null",
         None,
     ),
     "no PNG": (
