@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from small import LOCAL, examples, mlp
 
 from fl_utils import parties
 from fl_utils.data import text
 from fl_utils.data.examples import Examples
 from fl_utils.training import Trainer
+from small import LOCAL, examples, mlp
 
 
 def party(count: int, seed: int) -> parties.Party:
