@@ -1,0 +1,226 @@
+"""An average that nobody's vector can be read from: four backends behind one function.
+
+plain      fl_utils.aggregation.fedavg: the server sees every vector
+additive   additive shares without authentication, over real processes: what PySyft 0.2 called SPDZ
+spdz       authenticated shares with a dealer, over real processes: cheating is noticed, and nothing comes out
+crypten    CrypTen's arithmetic shares between processes (semi-honest; its masks are not cryptographic)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from fl_utils.aggregation import fedavg
+from fl_utils.secure.certificates import make_certificates
+from fl_utils.secure.spdz import Terms
+
+BACKENDS = ("plain", "additive", "spdz", "crypten")
+
+
+class AverageFailed(RuntimeError):
+    """No average came out. ``reports`` has each party's own account; ``party`` and ``phase`` those that it names."""
+
+    def __init__(self, reports: dict[str, dict]):
+        self.reports = reports
+        failed = {name: report for name, report in reports.items() if not report.get("ok")}
+        first = next((r for r in failed.values() if r.get("party")), next(iter(failed.values()), {}))
+        self.party, self.phase = first.get("party", ""), first.get("phase", "")
+        super().__init__("; ".join(f"{name} stopped: {report.get('error')}" for name, report in failed.items()))
+
+
+@dataclass
+class Cost:
+    """What one average took, per party (the dealer, where there is one, comes last)."""
+
+    bytes_up: list[int] = field(default_factory=list)
+    bytes_down: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    peak_mb: list[float] = field(default_factory=list)
+
+
+def encrypted_average(
+    vectors: Sequence[torch.Tensor],
+    num_examples: Sequence[int],
+    backend: str = "spdz",
+    *,
+    fraction_bits: int = 20,
+    timeout: float = 30.0,
+    tls: bool = False,
+    cost: Cost | None = None,
+) -> torch.Tensor:
+    """The average of ``vectors`` (each float32 [d]), weighted by ``num_examples``; float32 [d].
+
+    backend: one of :data:`BACKENDS`. fraction_bits: precision of the fixed point; the result is off from the plain one
+    by at most ``parties * 2 ** -(fraction_bits + 1)``, float32's own rounding aside. timeout: seconds that a party
+    waits for another. tls: mutual TLS between the parties, with certificates made for this average. cost: filled in.
+
+    Starts the parties' processes and ends them again; :class:`Parties` keeps them for many averages. Raises ValueError
+    where vectors, counts or their size do not fit (naming the largest weight), AverageFailed where a party stopped.
+    """
+    with Parties(len(vectors), backend, fraction_bits=fraction_bits, timeout=timeout, tls=tls) as parties:
+        result = parties.average(vectors, num_examples)
+        if cost is not None:
+            cost.__dict__.update(parties.cost.__dict__)
+        return result
+
+
+class Parties:
+    """Processes of ``count`` parties (and a dealer) that stay for many averages; a context manager.
+
+    As a ``rule`` for :func:`fl_utils.federation.run`: ``parties.rule``. ``cost`` is that of the last average.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        backend: str = "spdz",
+        *,
+        fraction_bits: int = 20,
+        timeout: float = 30.0,
+        tls: bool = False,
+        chunk: int = 1 << 17,
+    ):
+        if backend not in BACKENDS:
+            raise ValueError(f"backend is {backend!r}: want one of {', '.join(BACKENDS)}")
+        if count < 2 and backend != "plain":
+            raise ValueError(f"{count} vectors: an encrypted average needs at least 2 parties")
+        if not timeout > 0:
+            raise ValueError(f"timeout is {timeout}: want a number of seconds above 0")
+        self.count, self.backend, self.timeout, self.chunk = count, backend, timeout, chunk
+        self.fraction_bits, self.tls = fraction_bits, tls
+        self.cost = Cost()
+        self.interference: Callable[[int, dict], None] = lambda id, job: None  # for tests: changes a party's orders
+        self._folder: tempfile.TemporaryDirectory | None = None
+        self._processes: list[subprocess.Popen] = []
+        if backend in ("additive", "spdz"):
+            Terms((1,) * count, 1, fraction_bits)  # impossible bits are refused before any process starts
+
+    def __enter__(self) -> Parties:
+        if self.backend in ("additive", "spdz"):
+            room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+            self._folder = tempfile.TemporaryDirectory(prefix="fl-average-", dir=room)
+            if self.tls:
+                make_certificates(Path(self._folder.name), self._names)
+            self._start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    @property
+    def _names(self) -> list[str]:
+        return [*(f"party {i}" for i in range(self.count)), *(["dealer"] if self.backend == "spdz" else [])]
+
+    def average(self, vectors: Sequence[torch.Tensor], num_examples: Sequence[int]) -> torch.Tensor:
+        """One average (float32 [d]) of as many vectors as there are parties. See :func:`encrypted_average`."""
+        vectors, counts = list(vectors), [int(count) for count in num_examples]
+        if len(vectors) != self.count or len(counts) != self.count:
+            raise ValueError(f"{len(vectors)} vectors and {len(counts)} counts for {self.count} parties")
+        if len({(v.dtype, tuple(v.shape)) for v in vectors}) > 1 or vectors[0].dtype != torch.float32:
+            raise ValueError(
+                f"vectors are {[(str(v.dtype), tuple(v.shape)) for v in vectors]}: want float32 [d], all alike"
+            )
+        if self.backend == "plain":
+            return fedavg(vectors, counts)
+        if self.backend == "crypten":
+            from fl_utils.secure import crypten_average
+
+            return crypten_average.average(vectors, counts, self.timeout, self.cost)
+        terms = Terms(tuple(counts), len(vectors[0]), self.fraction_bits, chunk=self.chunk, protocol=self.backend)
+        for id, vector in enumerate(vectors):
+            try:
+                terms.numbers.check(vector.numpy(), terms.weight(id), self.count)
+            except ValueError as error:
+                raise ValueError(f"vector of party {id}: {error}") from None
+        return self._averaged(terms, vectors)
+
+    def rule(self, old: torch.Tensor, updates: Iterable[tuple[torch.Tensor, int]]) -> torch.Tensor:
+        """A rule for :func:`fl_utils.federation.run`: FedAvg under encryption."""
+        vectors, counts = zip(*updates, strict=True)
+        return self.average(vectors, counts)
+
+    def _averaged(self, terms: Terms, vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+        folder, names = Path(self._folder.name), self._names
+        if not self._processes or any(process.poll() is not None for process in self._processes):
+            self._stop()
+            self._start()
+        addresses = {}
+        for id in range(self.count):
+            self._say(id, {"do": "listen"})
+            addresses[id] = self._hear(id)["address"]
+        secret = secrets.token_hex(32)
+        for id in range(len(names)):
+            job = {"do": "average", "id": id, "addresses": addresses, "secret": secret, "timeout": self.timeout}
+            job |= {"terms": asdict(terms), "tls": None, "input": "", "output": ""}
+            if self.tls:
+                job["tls"] = {
+                    "authority": str(folder / "authority.pem"),
+                    "certificate": str(folder / f"{names[id]}.pem"),
+                    "key": str(folder / f"{names[id]}.key"),
+                }
+            if id < self.count:
+                job |= {"input": str(folder / f"{id}.in"), "output": str(folder / f"{id}.out")}
+                vectors[id].numpy().astype("<f4", copy=False).tofile(job["input"])
+            self.interference(id, job)
+            self._say(id, job)
+        reports = {name: self._hear(id) for id, name in enumerate(names)}
+        if not all(report["ok"] for report in reports.values()):
+            self._stop()  # everybody starts anew
+            raise AverageFailed(reports)
+        self.cost = Cost(**{key: [report[key] for report in reports.values()] for key in Cost().__dict__})
+        results = [
+            np.fromfile(folder / f"{id}.out", dtype="<f4") for id in range(1 if terms.length > 1 << 24 else self.count)
+        ]
+        for id, other in enumerate(results):
+            if not np.array_equal(results[0], other):
+                raise AverageFailed({f"party {id}": {"ok": False, "error": "its average differs from party 0's"}})
+        return torch.from_numpy(results[0])
+
+    def _start(self) -> None:
+        root = str(Path(__file__).parents[2])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "fl_utils.secure.party"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            for _ in self._names
+        ]
+
+    def _stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+        self._processes = []
+
+    def _say(self, id: int, job: dict) -> None:
+        try:
+            self._processes[id].stdin.write(json.dumps(job) + "\n")
+            self._processes[id].stdin.flush()
+        except OSError:
+            pass  # it is dead: its silence says so below
+
+    def _hear(self, id: int) -> dict:
+        line = self._processes[id].stdout.readline()
+        if not line:
+            code = self._processes[id].wait()
+            return {"ok": False, "error": f"its process ended ({code})", "party": self._names[id], "phase": ""}
+        return json.loads(line)

@@ -1,0 +1,44 @@
+"""Masks from a cryptographic keystream (AES-128 in counter mode), never from a numerical generator.
+
+A numerical generator's output can be computed from a few hundred of its numbers; a keystream's cannot be told from
+random bits without its key (the pseudo-random function assumption on AES).
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+KEY_BYTES = 16
+
+
+def new_key() -> bytes:
+    """A fresh key from the operating system's generator."""
+    return os.urandom(KEY_BYTES)
+
+
+class Keystream:
+    """The keystream of one key, word after word. Whoever has the key makes the same words.
+
+    >>> first, second = Keystream(bytes(16)), Keystream(bytes(16))
+    >>> bool((first.words(np.empty(5, np.uint64)) == second.words(np.empty(5, np.uint64))).all())
+    True
+    """
+
+    def __init__(self, key: bytes):
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"key has {len(key)} bytes: AES-128 wants {KEY_BYTES}")
+        self._next = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update_into
+        self._zeros = self._room = np.empty(0, np.uint8)
+
+    def words(self, out: np.ndarray) -> np.ndarray:
+        """Fill ``out`` (a contiguous array of unsigned integers) with the next of the stream; returns it."""
+        size = out.nbytes
+        if len(self._zeros) < size:
+            self._zeros, self._room = np.zeros(size, np.uint8), np.empty(size + 15, np.uint8)
+        self._next(self._zeros[:size], self._room)
+        out.view(np.uint8)[:] = self._room[:size]
+        return out
