@@ -126,8 +126,13 @@ class Parties:
     def _names(self) -> list[str]:
         return [*(f"party {i}" for i in range(self.count)), *(["dealer"] if self.backend == "spdz" else [])]
 
-    def average(self, vectors: Sequence[torch.Tensor], num_examples: Sequence[int]) -> torch.Tensor:
-        """One average (float32 [d]) of as many vectors as there are parties. See :func:`encrypted_average`."""
+    def average(
+        self, vectors: Sequence[torch.Tensor], num_examples: Sequence[int], out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One average (float32 [d], into ``out`` where given) of as many vectors as there are parties.
+
+        See :func:`encrypted_average`. ``out`` may be one of the vectors, but for the backend "plain".
+        """
         vectors, counts = list(vectors), [int(count) for count in num_examples]
         if len(vectors) != self.count or len(counts) != self.count:
             raise ValueError(f"{len(vectors)} vectors and {len(counts)} counts for {self.count} parties")
@@ -136,25 +141,27 @@ class Parties:
                 f"vectors are {[(str(v.dtype), tuple(v.shape)) for v in vectors]}: want float32 [d], all alike"
             )
         if self.backend == "plain":
-            return fedavg(vectors, counts)
+            return fedavg(vectors, counts, out)
         if self.backend == "crypten":
             from fl_utils.secure import crypten_average
 
-            return crypten_average.average(vectors, counts, self.timeout, self.cost)
+            self.cost = Cost()
+            found = crypten_average.average(vectors, counts, self.timeout, self.cost)
+            return found if out is None else out.copy_(found)
         terms = Terms(tuple(counts), len(vectors[0]), self.fraction_bits, chunk=self.chunk, protocol=self.backend)
         for id, vector in enumerate(vectors):
             try:
                 terms.numbers.check(vector.numpy(), terms.weight(id), self.count)
             except ValueError as error:
                 raise ValueError(f"vector of party {id}: {error}") from None
-        return self._averaged(terms, vectors)
+        return self._averaged(terms, vectors, out)
 
     def rule(self, old: torch.Tensor, updates: Iterable[tuple[torch.Tensor, int]]) -> torch.Tensor:
         """A rule for :func:`fl_utils.federation.run`: FedAvg under encryption."""
         vectors, counts = zip(*updates, strict=True)
         return self.average(vectors, counts)
 
-    def _averaged(self, terms: Terms, vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _averaged(self, terms: Terms, vectors: Sequence[torch.Tensor], out: torch.Tensor | None) -> torch.Tensor:
         folder, names = Path(self._folder.name), self._names
         if not self._processes or any(process.poll() is not None for process in self._processes):
             self._stop()
@@ -166,7 +173,7 @@ class Parties:
         secret = secrets.token_hex(32)
         for id in range(len(names)):
             job = {"do": "average", "id": id, "addresses": addresses, "secret": secret, "timeout": self.timeout}
-            job |= {"terms": asdict(terms), "tls": None, "input": "", "output": ""}
+            job |= {"terms": asdict(terms), "tls": None, "vector": ""}
             if self.tls:
                 job["tls"] = {
                     "authority": str(folder / "authority.pem"),
@@ -174,8 +181,8 @@ class Parties:
                     "key": str(folder / f"{names[id]}.key"),
                 }
             if id < self.count:
-                job |= {"input": str(folder / f"{id}.in"), "output": str(folder / f"{id}.out")}
-                vectors[id].numpy().astype("<f4", copy=False).tofile(job["input"])
+                job["vector"] = str(folder / f"{id}.f32")
+                vectors[id].numpy().astype("<f4", copy=False).tofile(job["vector"])
             self.interference(id, job)
             self._say(id, job)
         reports = {name: self._hear(id) for id, name in enumerate(names)}
@@ -183,13 +190,13 @@ class Parties:
             self._stop()  # everybody starts anew
             raise AverageFailed(reports)
         self.cost = Cost(**{key: [report[key] for report in reports.values()] for key in Cost().__dict__})
-        results = [
-            np.fromfile(folder / f"{id}.out", dtype="<f4") for id in range(1 if terms.length > 1 << 24 else self.count)
-        ]
+        results = [np.memmap(folder / f"{id}.f32", dtype="<f4", mode="r") for id in range(self.count)]
         for id, other in enumerate(results):
             if not np.array_equal(results[0], other):
                 raise AverageFailed({f"party {id}": {"ok": False, "error": "its average differs from party 0's"}})
-        return torch.from_numpy(results[0])
+        out = torch.empty(terms.length) if out is None else out
+        np.copyto(out.numpy(), results[0])
+        return out
 
     def _start(self) -> None:
         root = str(Path(__file__).parents[2])

@@ -4,8 +4,8 @@
     {"do": "average", ...}                -> {"ok": true, "bytes_up": ..., "seconds": ..., ...} or {"ok": false, ...}
 
 An ``average`` names its own id, everybody's addresses, the session's secret (hex), the terms, the time-out, the TLS
-files, and the files (raw little-endian float32) that its vector is read from and the result written to. Id n, without
-a vector, is the dealer. The process imports no torch, and ends with its standard input.
+files, and the file (raw little-endian float32) that holds its vector and receives the average. Id n, without a
+vector, is the dealer. The process imports no torch, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def average(job: dict, listener) -> dict:
     tls = links.Tls(**job["tls"]) if job["tls"] else None
     vector = out = None
     if not dealer:
-        vector = np.memmap(job["input"], dtype="<f4", mode="r", shape=(terms.length,))
-        out = np.memmap(job["output"], dtype="<f4", mode="w+", shape=(terms.length,))
+        vector = out = np.memmap(job["vector"], dtype="<f4", mode="r+", shape=(terms.length,))  # read, then overwritten
         terms.numbers.check(vector, terms.weight(id), terms.parties)
     mesh = links.connect(id, names, addresses, listener, bytes.fromhex(job["secret"]), job["timeout"], tls)
     started, used = time.perf_counter(), time.process_time()

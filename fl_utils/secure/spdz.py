@@ -159,7 +159,8 @@ def party(
 ) -> None:
     """A party's side: its ``vector`` (float32 [d]) goes in, the weighted average comes into ``out`` (float32 [d]).
 
-    dealer: the dealer's id on ``mesh``. at: called at the beginning of each step with the phase and the chunk's number.
+    ``out`` may be ``vector`` itself. dealer: the dealer's id on ``mesh``. at: called at the beginning of each step with
+    the phase and the chunk's number.
     Raises ValueError before anything is sent where the vector does not fit the terms, and LinkError, naming party and
     phase, where the protocol stops; ``out`` then holds no average (it is filled with NaN).
     """
