@@ -161,12 +161,12 @@ def characters(
     from fl_utils.data import drawn, handwriting
     from fl_utils.models.characters import CharacterCNN
 
+    cards = dataset.split("+")
     parties: dict[str, Examples] = {}
-    for card in dataset.split("+"):
-        if card in drawn.NAMES:
-            parties.update(drawn.load(card, size, classes, writers, seed))
-        else:
-            parties.update(handwriting.load(card, data_dir, size, classes, writers, seed))
+    for card in (card for card in cards if card in drawn.NAMES):
+        parties.update(drawn.load(card, size, classes, writers, seed))
+    if given := "+".join(card for card in cards if card not in drawn.NAMES):  # together: they share one numbering
+        parties.update(handwriting.load(given, data_dir, size, classes, writers, seed))
     labels = 1 + max(int(examples.y.max()) for examples in parties.values())
     build = partial(CharacterCNN, labels, width=width, image_size=size, norm=norm)
     return Task({name: by_writer(name, examples, 0.2, 0.2, seed) for name, examples in parties.items()}, build)

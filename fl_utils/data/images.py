@@ -27,7 +27,7 @@ from fl_utils.data.examples import Examples
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TEST_LABELS = {"ddeff807876a9661": "mnist", "3d0e6c6ea990b53b": "fashion_mnist"}  # sha256 begins, of the 10,000 labels
 PICTURE = re.compile(r"(?:^|/)[^/.][^/]*\.(?:jpe?g|png)$", re.IGNORECASE)  # not macOS's hidden ._ files
-FORMATS = ("JPEG", "PNG", "MPO", "GIF", "BMP", "WEBP")  # what a .jpg or .png may turn out to be
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")  # what a .jpg or .png may turn out to be
 Picture = tuple[str, Callable[[], bytes], int]  # what to call it, its bytes when asked, its label
 
 

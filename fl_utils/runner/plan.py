@@ -77,7 +77,8 @@ def data_sets(entry: Entry, values: Mapping[str, Any], parameters: Sequence[str]
 def need_data(jobs: Sequence[Planned]) -> dict[str, list[str]]:
     """``data_dir`` -> the cards that jobs want from there; ``""`` is the user's cache.
 
-    A data set has to be in the folder that was given; weights may be there, and are fetched where they are not.
+    A data set has to be in the folder that was given, but for those that are drawn here; weights may be there, and are
+    fetched where they are not.
     """
     from fl_utils.data import cards
 
@@ -86,7 +87,8 @@ def need_data(jobs: Sequence[Planned]) -> dict[str, list[str]]:
         given = ""
         if "data_dir" in job.entry.parameters:
             given = job.parameters.get("data_dir", job.entry.parameters["data_dir"].default)
-        places = dict.fromkeys(data_sets(job.entry, job.parameters, ["dataset"]), given)
+        names = data_sets(job.entry, job.parameters, ["dataset"])
+        places = {name: given if _of_users(name) else "" for name in names}
         for name in data_sets(job.entry, job.parameters, ["weights"]):
             try:
                 places.setdefault(name, given if given and cards.locate(name, given) else "")
@@ -98,11 +100,29 @@ def need_data(jobs: Sequence[Planned]) -> dict[str, list[str]]:
     return needs
 
 
+def _of_users(name: str) -> bool:
+    """Whether a user could have the data set ``name`` on disk; unknown names are somebody else's to refuse."""
+    from fl_utils.data import cards
+
+    try:
+        return bool(cards.load(name).layouts)
+    except ValueError:
+        return True
+
+
 def require_data(jobs: Sequence[Planned]) -> None:
     """Raise Refused if some job's data is neither in the folder given nor to be had from a package."""
     from fl_utils.data import cards
 
     problems = []
+    for job in jobs:
+        names = data_sets(job.entry, job.parameters, ["dataset"])
+        if job.parameters.get("data_dir") and not any(map(_of_users, names)):
+            held = f"{', '.join(names)} is made here" if names else "no data set is named"
+            problems.append(
+                f"{job.notebook}: data_dir is given, but nothing would be read from it ({held}): say which data set "
+                "it holds with -p dataset NAME"
+            )
     for folder, names in need_data(jobs).items():
         for name in names:
             try:

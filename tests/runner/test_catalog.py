@@ -315,3 +315,13 @@ class TestPlan:
         (root / "notebooks/oarf/02_table3b_sentiment.ipynb").write_text(notebook(parameters=declared))
         jobs, _ = self.plan(root, "O2", user={"weights": "imagenet", "data_dir": "."})
         assert plan.need_data(jobs) == {str(root): ["imdb", "amazon"], "": ["imagenet"]}
+
+    def test_what_is_drawn_here_is_not_looked_for_in_the_users_folder(self, root):
+        declared = 'dataset: str = "hanzi+imdb"\ndata_dir: str = ""'
+        (root / "notebooks/oarf/02_table3b_sentiment.ipynb").write_text(notebook(parameters=declared))
+        jobs, _ = self.plan(root, "O2", user={"data_dir": "."})
+        assert plan.need_data(jobs) == {"": ["hanzi"], str(root): ["imdb"]}
+        for made_here in ("hanzi", ""):
+            jobs, _ = self.plan(root, "O2", user={"data_dir": ".", "dataset": made_here})
+            with pytest.raises(Refused, match="data_dir is given, but nothing would be read from it"):
+                plan.require_data(jobs)
