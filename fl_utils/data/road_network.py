@@ -142,7 +142,7 @@ def simulate(city: City | str, days: int = 14, seed: int = 0) -> Traffic:
     if days < 1:
         raise ValueError(f"days is {days}: want a whole number from 1 up")
     roads, random = stretches(city), np.random.default_rng([city.layout, seed])
-    weather = np.repeat(random.uniform(0.84, 1.0, days), DAY)
+    weather = np.repeat(random.uniform(0.82, 1.0, days), DAY)
     speeds = _drive(city, roads, _demand(city, roads, days, random), _capacity(city, roads, weather, random), weather)
     speeds += city.noise * random.standard_normal(speeds.shape)
     speeds = np.clip(speeds, 5.0, None) * MPH
@@ -174,7 +174,7 @@ def _demand(city: City, roads: Stretches, days: int, random: np.random.Generator
     morning = random.uniform(0.35, 1.0, count)
     shape = 0.1 + 0.4 * midday + 0.6 * (peak[:, :1] * morning + peak[:, 1:] * (1.35 - morning))  # [DAY, C]
     weekday = (np.datetime64(START, "D") + np.arange(days)).astype("datetime64[D]").view(np.int64) % 7  # 0: a Thursday
-    level = np.where(np.isin(weekday, (2, 3)), city.weekend, 1.0) * random.normal(1, 0.12, days)
+    level = np.where(np.isin(weekday, (2, 3)), city.weekend, 1.0) * random.normal(1, 0.15, days)
     own = level[:, None] * random.normal(1, 0.08, (days, count))  # [days, C]
     slow = np.repeat(random.normal(0, 0.08, (days * DAY // 20, count)), 20, 0)
     wanted = (own[:, None] * shape).reshape(days * DAY, count) * (1 + slow)

@@ -18,7 +18,8 @@ from fl_utils.data import cards, traffic_files
 from fl_utils.data.cards import Location
 from fl_utils.data.traffic_files import _some
 
-TABLES = {"los_loop": (5, "2012-03-01T00:00"), "sz_taxi": (15, "2015-01-01T00:00")}  # minutes a reading, the first one
+# T-GCN's pairs of csv tables: minutes between readings, time of the first, unit (Zhao et al. 2019, section 4.1)
+TABLES = {"los_loop": (5, "2012-03-01T00:00", "mph"), "sz_taxi": (15, "2015-01-01T00:00", "km/h")}
 NAMES = ("metr_la", "pems_bay", *TABLES)
 DAY = 24 * 60  # minutes
 
@@ -27,7 +28,7 @@ DAY = 24 * 60  # minutes
 class Traffic:
     """Readings of sensors on a road network.
 
-    speeds: float32 [T, S], miles per hour (SZ-taxi: km/h), 0 = missing. times: datetime64[m] [T], ``minutes`` apart.
+    speeds: float32 [T, S] in ``unit``, 0 = missing. times: datetime64[m] [T], ``minutes`` apart.
     sensors: S ids. adjacency: float32 [S, S], the weight of the way from a row's sensor to a column's, 0 = none.
     places: float [S, 2], where each sensor stands (km), or None. Raises ValueError where these do not fit together.
     """
@@ -38,6 +39,7 @@ class Traffic:
     adjacency: np.ndarray
     minutes: int = 5
     places: np.ndarray | None = None
+    unit: str = "mph"
 
     def __post_init__(self) -> None:
         count = len(self.sensors)
@@ -94,11 +96,11 @@ def load(name: str, data_dir: str | Path = "") -> Traffic:
 
 
 def _pair(name: str, found: Location) -> Traffic:
-    (minutes, start), (speed_file, graph_file) = TABLES[name], found.files
+    (minutes, start, unit), (speed_file, graph_file) = TABLES[name], found.files
     sensors, speeds = traffic_files.table(speed_file, header=True)
     _, adjacency = traffic_files.table(graph_file, header=False)
     times = np.datetime64(start, "m") + minutes * np.arange(len(speeds))
-    return _checked(speed_file, graph_file, speeds, times, sensors, adjacency, minutes)
+    return _checked(speed_file, graph_file, speeds, times, sensors, adjacency, minutes, unit)
 
 
 def _official(found: Location) -> Traffic:
@@ -144,10 +146,10 @@ def _regular(path: Path, speeds: np.ndarray, times: np.ndarray) -> tuple[np.ndar
     return whole, times[0].astype("datetime64[m]") + int(minutes) * np.arange(len(whole)), int(minutes)
 
 
-def _checked(speed_file, graph_file, speeds, times, sensors, adjacency, minutes) -> Traffic:
+def _checked(speed_file, graph_file, speeds, times, sensors, adjacency, minutes, unit="mph") -> Traffic:
     speeds = np.nan_to_num(speeds, nan=0.0, posinf=np.inf, neginf=-np.inf).astype(np.float32)
     try:
-        return Traffic(speeds, times, tuple(sensors), adjacency.astype(np.float32), minutes)
+        return Traffic(speeds, times, tuple(sensors), adjacency.astype(np.float32), minutes, unit=unit)
     except ValueError as error:
         raise ValueError(f"{speed_file} and {graph_file.name}: {error}") from None
 
@@ -155,8 +157,8 @@ def _checked(speed_file, graph_file, speeds, times, sensors, adjacency, minutes)
 class Part(NamedTuple):
     """Windows of one part of the time.
 
-    x: float32 [N, history, S, 2], standardised speed (missing: 0) and time of day in [0, 1). y: float32 [N, horizon, S],
-    speeds as they are (missing: 0). at: int64 [N], y's first row in the table.
+    x: float32 [N, history, S, 2], standardised speed (missing: 0, the mean) and time of day in [0, 1).
+    y: float32 [N, horizon, S], speeds as they are (missing: 0). at: int64 [N], y's first row in the table.
     """
 
     x: torch.Tensor
@@ -219,8 +221,7 @@ def windows(
         return Part(x[:, :history], y, at), x
 
     (train, lessons), (validation, _), (test, _) = (
-        part(begin, end, stride if number == 0 else 1)
-        for number, (begin, end) in enumerate(pairwise(ends))
+        part(begin, end, stride if number == 0 else 1) for number, (begin, end) in enumerate(pairwise(ends))
     )
     return Windows(train, validation, test, mean, std, lessons)
 
