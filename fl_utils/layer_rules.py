@@ -108,7 +108,14 @@ def _embedding(layer: nn.Embedding, inputs: torch.Tensor, slopes: torch.Tensor) 
     inputs, slopes = inputs.reshape(len(inputs), -1), _steps(slopes)
     if layer.padding_idx is not None:
         slopes = slopes * (inputs != layer.padding_idx).unsqueeze(2)
-    same = inputs.unsqueeze(2) == inputs.unsqueeze(1)  # a word met twice has one row: its slopes add up before the norm
+    count, steps = inputs.shape
+    # A word met twice has one row: its slopes add up before the norm.
+    if layer.weight.numel() < steps * steps:
+        rows = slopes.new_zeros(count * layer.num_embeddings, slopes.shape[2])
+        places = inputs + layer.num_embeddings * torch.arange(count, device=inputs.device).unsqueeze(1)
+        rows.index_add_(0, places.flatten(), slopes.flatten(0, 1))
+        return _matrix(rows.view(count, -1), layer.weight)
+    same = inputs.unsqueeze(2) == inputs.unsqueeze(1)
     squared = ((slopes @ slopes.transpose(1, 2)) * same).sum((1, 2)).clamp(min=0)
 
     def weigh(weights, totals):

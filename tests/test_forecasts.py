@@ -101,7 +101,7 @@ def test_stages_of_the_learning_rate():
 
 
 def test_training_in_stages_ends_in_an_evaluation_of_every_city(tmp_path):
-    cities = [forecasts.city(name, table, 12, 12, 4, 1) for name, table in forecasts.tables("", 1).items()]
+    cities = [forecasts.city(name, table, 12, 12, 4, 1) for name, table in forecasts.tables("", days=1).items()]
     local = LocalTraining(1, 32, 0.01, optimizer="adam")
     build = partial(DCRNN, 6, 1, 1)
     run = partial(forecasts.train, build, cities, 2, local, 0, name="both")

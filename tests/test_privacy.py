@@ -138,6 +138,8 @@ def problem(name: str):
         model = small_cnn(norm=name != "cnn")
     else:
         x, y, criterion = texts(8), torch.randint(0, 2, (8,)), LOSSES["binary_cross_entropy"]
+        if name == "long texts":
+            x = x.repeat(1, 3)
         model = PrivateSentimentLSTM(30, 5, 6, 2, 0.0) if name == "lstm" else WordWeights(30)
     return model.train(), criterion, x, y
 
@@ -168,7 +170,7 @@ def clipped(model, criterion, x, y, clip, engine):
 
 
 @pytest.mark.parametrize("engine", [*gradients.ENGINES, "auto"])
-@pytest.mark.parametrize("name", ["cnn", "group-norm cnn", "lstm", "words"])
+@pytest.mark.parametrize("name", ["cnn", "group-norm cnn", "lstm", "words", "long texts"])
 def test_engines_agree_with_one_example_at_a_time(name, engine):
     model, criterion, x, y = problem(name)
     before = {id(m): set(vars(m)) for m in model.modules()}
