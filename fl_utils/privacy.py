@@ -75,7 +75,6 @@ class Budget:
         return self.epochs * self.steps_per_epoch
 
 
-@lru_cache(maxsize=256)
 def budget(num_examples: int, epsilon: float, *, epochs: int, delta: float = 0.0, lot_size: int = 0) -> Budget:
     """The budget with the least noise (to 0.5 % of epsilon) that keeps a party (epsilon, delta)-private.
 
@@ -93,7 +92,12 @@ def budget(num_examples: int, epsilon: float, *, epochs: int, delta: float = 0.0
     if not isinstance(lot_size, int) or not 0 <= lot_size <= num_examples:
         raise ValueError(f"lot_size is {lot_size!r}: want 1 to N = {num_examples} examples, or 0 for sqrt(N)")
     lot_size = lot_size or round(math.sqrt(num_examples))
-    planned = Budget(num_examples, lot_size, epochs, delta or 1 / num_examples, math.nan, math.nan)
+    return _budget(num_examples, lot_size, epochs, delta or 1 / num_examples, float(epsilon))
+
+
+@lru_cache(maxsize=1024)
+def _budget(num_examples: int, lot_size: int, epochs: int, delta: float, epsilon: float) -> Budget:
+    planned = Budget(num_examples, lot_size, epochs, delta, math.nan, math.nan)
     noise = _noise_multiplier(planned, epsilon)
     return replace(planned, noise_multiplier=noise, **spent(noise, planned))
 

@@ -142,7 +142,7 @@ def simulate(city: City | str, days: int = 14, seed: int = 0) -> Traffic:
     if days < 1:
         raise ValueError(f"days is {days}: want a whole number from 1 up")
     roads, random = stretches(city), np.random.default_rng([city.layout, seed])
-    weather = np.repeat(random.uniform(0.82, 1.0, days), DAY)
+    weather = np.repeat(random.uniform(0.78, 1.0, days), DAY)
     speeds = _drive(city, roads, _demand(city, roads, days, random), _capacity(city, roads, weather, random), weather)
     speeds += city.noise * random.standard_normal(speeds.shape)
     speeds = np.clip(speeds, 5.0, None) * MPH
