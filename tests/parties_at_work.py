@@ -46,13 +46,14 @@ def run(
     common = spdz.Terms(tuple(counts), length, protocol=protocol, **bits)
     names = spdz.names(count)[: None if protocol == "spdz" else count]
     listeners = [links.listen() for _ in range(count)]
+    places = [listener.getsockname() for listener in listeners]  # now: a party that fails closes its own
     secret, outcome = os.urandom(32), Outcome(count, length)
 
     def play(id: int) -> None:
         mesh = None
         mine = (terms or {}).get(id, common)
         try:
-            addresses = {peer: route(id, peer, listener.getsockname()) for peer, listener in enumerate(listeners)}
+            addresses = {peer: route(id, peer, place) for peer, place in enumerate(places)}
             own = listeners[id] if id < count else None
             key = (secrets or {}).get(id, secret)
             mesh = links.connect(id, names, addresses, own, key, timeout, (tls or {}).get(id))
