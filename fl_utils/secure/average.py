@@ -91,7 +91,7 @@ class Parties:
         fraction_bits: int = 20,
         timeout: float = 30.0,
         tls: bool = False,
-        chunk: int = 1 << 17,
+        chunk: int = 1 << 18,
     ):
         if backend not in BACKENDS:
             raise ValueError(f"backend is {backend!r}: want one of {', '.join(BACKENDS)}")

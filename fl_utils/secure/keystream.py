@@ -11,6 +11,8 @@ import os
 import numpy as np
 
 KEY_BYTES = 16
+BLOCK_SLACK = 15
+ZEROS = memoryview(bytes(1 << 16))
 
 
 def new_key() -> bytes:
@@ -31,14 +33,13 @@ class Keystream:
 
         if len(key) != KEY_BYTES:
             raise ValueError(f"key has {len(key)} bytes: AES-128 wants {KEY_BYTES}")
-        self._next = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update_into
-        self._zeros = self._room = np.empty(0, np.uint8)
+        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     def words(self, out: np.ndarray) -> np.ndarray:
         """Fill ``out`` (a contiguous array of unsigned integers) with the next of the stream; returns it."""
-        size = out.nbytes
-        if len(self._zeros) < size:
-            self._zeros, self._room = np.zeros(size, np.uint8), np.empty(size + 15, np.uint8)
-        self._next(self._zeros[:size], self._room)
-        out.view(np.uint8)[:] = self._room[:size]
+        room = memoryview(out).cast("B")
+        whole = max(0, len(room) - BLOCK_SLACK)  # update_into wants some bytes more than it writes
+        for at in range(0, whole, len(ZEROS)):
+            self._cipher.update_into(ZEROS[: whole - at], room[at:])
+        room[whole:] = self._cipher.update(bytes(len(room) - whole))
         return out

@@ -6,25 +6,30 @@ k + s <= 64. [v] means shares: party i holds v^i, and v = v^0 + ... + v^(n-1). A
 parties also hold [alpha v], under a key alpha = alpha^0 + ... + alpha^(n-1) that nobody knows. Masks and their shares
 are words of AES-CTR keystreams. The vectors go through in chunks; every chunk goes through steps 2 to 6 by itself.
 
- 1. deal    Party i gets from the dealer: a key for its own mask r_i, keys for its shares [R]^i and [alpha R]^i of the
-            sum of all masks R = r_0 + ... + r_(n-1), and alpha^i (s random bits). The last party gets, instead of the
-            last two keys, words that make the shares add up, chunk by chunk.
- 2. input   Party i sends everybody eps_i = x_i - r_i. E = eps_0 + ... + eps_(n-1) is then public, and
+ 1. deal    Party i gets from the dealer: a key for its share R^i of a random [R] that nobody knows, a key for its share
+            of [alpha R], alpha^i (s random bits), and one key Z_ij with every other party j. The last party gets, in
+            place of its second key, words that make the shares of alpha R add up, chunk by chunk.
+ 2. input   Party i sends everybody eps_i = x_i - R^i. E = eps_0 + ... + eps_(n-1) is then public, and
             [y] = [R] + E (party 0 adds E), [alpha y]^i = [alpha R]^i + alpha^i E.
- 3. open    Party i sends everybody the low half of y^i. Their sum has the low k bits of y (k <= 32), and its upper bits
+ 3. open    Party i makes its share new, y^i + sum_(j>i) Z_ij - sum_(j<i) Z_ji (R^i alone would tell its input; the sum
+            stays), and sends everybody the low half. Their sum has the low k bits of y (k <= 32), and its upper bits
             repeat the sign: an honest y is a small number. (For k > 32 whole words are sent.)
- 4. coin    Party i commits to 16 random bytes, then all open. Their hash keys a keystream of words w_t.
- 5. check   With chi_t the low s bits of w_t, party i computes
-                z^i = sum_t chi_t [alpha R]^i_t - alpha^i sum_t chi_t (y_t - E_t)   and   h^i = sum_t w_t E_t,
+ 4. coin    Party i commits to 16 random bytes, then all open. Their hash keys a keystream of words; chi_t are s bits
+            of each.
+ 5. check   Party i computes h^i = sum_t chi_t E_t and
+            z^i = sum_t chi_t [alpha R]^i_t + alpha^i sum_t chi_t (E_t - y_t),
             commits to both, then all open. The sum of all z^i must be 0, and all h^i equal; otherwise everybody aborts.
  6.         Only now does y_t become a result: its low k bits, signed.
  7. confirm After the last chunk all tell all that they are content. A party that hears otherwise gives nothing out.
+
+The whole of y must stand before the coin falls, which is why step 3 wants the upper bits fixed: could a party still
+choose them afterwards, a shift by 2^(k-1) would pass with every even chi_t (2^(k+2s) would be the ring to allow that).
 
 Commitments are SHA-256 over session, step, chunk, party, message and 16 random bytes.
 
 What it has: security with abort against n - 1 actively corrupted parties. An opened y that differs from the sum in its
 low k bits passes with probability at most 2^(-s + log2(s + 1)) (Cramer et al. 2018, theorem 1; 2^-27 at s = 32), and a
-party that sends different eps_i to different parties passes with at most 2^-k. Nothing about an honest vector beyond
+party that sends different eps_i to different parties passes with at most 2^-s. Nothing about an honest vector beyond
 the average is seen before or after.
 What it has not: the dealer is trusted (it is PySyft's "crypto provider": with one party it could read and forge);
 whoever aborts may already have seen a chunk of the result, and honest parties may end without it (no fairness); a
@@ -36,6 +41,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import struct
@@ -62,7 +68,7 @@ class Terms:
     fraction_bits: int = 20
     value_bits: int = 32
     security_bits: int = 32
-    chunk: int = 1 << 17
+    chunk: int = 1 << 18
     protocol: str = "spdz"
 
     def __post_init__(self) -> None:
@@ -129,24 +135,28 @@ def deal(mesh: Mesh, terms: Terms) -> None:
     """The dealer's side (step 1): party ids 0 .. n-1 on ``mesh``. It sees no input and no result."""
     agree(mesh, terms)
     parties, last = range(terms.parties), terms.parties - 1
-    mask_keys, share_keys, mac_keys = ([new_key() for _ in parties] for _ in range(3))
-    bits = terms.security_bits
-    alphas = [int.from_bytes(os.urandom(8), "big") >> (64 - bits) for _ in parties]
-    seeds = {i: mask_keys[i] + share_keys[i] + mac_keys[i] + struct.pack(">Q", alphas[i]) for i in parties}
-    seeds[last] = mask_keys[last] + bytes(2 * KEY_BYTES) + struct.pack(">Q", alphas[last])
+    share_keys, mac_keys = ([new_key() for _ in parties] for _ in range(2))
+    pair_keys = {pair: new_key() for pair in itertools.combinations(parties, 2)}
+    alphas = [int.from_bytes(os.urandom(8), "big") >> (64 - terms.security_bits) for _ in parties]
+    seeds = {}
+    for i in parties:
+        own = share_keys[i] + (bytes(KEY_BYTES) if i == last else mac_keys[i])
+        pairs = b"".join(pair_keys[min(i, j), max(i, j)] for j in parties if j != i)
+        seeds[i] = own + pairs + struct.pack(">Q", alphas[i])
     mesh.exchange("deal", SEEDS, seeds, {})
-    masks, shares, macs = ([Keystream(key) for key in keys] for keys in (mask_keys, share_keys, mac_keys))
+    shares, macs = ([Keystream(key) for key in keys] for keys in (share_keys, mac_keys))
     alpha = np.uint64(sum(alphas) % MODULUS)
+    size = min(terms.chunk, terms.length)
+    words, totals = np.empty((2, size), np.uint64)
     for part in terms.chunks():
-        length = part.stop - part.start
-        word, (total, correction) = np.empty(length, np.uint64), np.zeros((2, length), np.uint64)
-        for stream in masks:
-            np.add(total, stream.words(word), out=total)
-        np.multiply(total, alpha, out=correction)
-        for share, mac in zip(shares[:last], macs[:last], strict=True):
-            np.subtract(total, share.words(word), out=total)
-            np.subtract(correction, mac.words(word), out=correction)
-        mesh.exchange("deal", CORRECTION, {last: view(np.concatenate([total, correction]))}, {})
+        word, total = words[: part.stop - part.start], totals[: part.stop - part.start]
+        total.fill(0)
+        for share in shares:
+            np.add(total, share.words(word), out=total)
+        np.multiply(total, alpha, out=total)
+        for mac in macs[:last]:
+            np.subtract(total, mac.words(word), out=total)
+        mesh.exchange("deal", CORRECTION, {last: view(total)}, {})
 
 
 def party(
@@ -184,17 +194,16 @@ class _Party:
         self.others = [peer for peer in range(terms.parties) if peer != mesh.id]
         self.last = mesh.id == terms.parties - 1
         at("deal", 0)
-        seeds = np.empty(3 * KEY_BYTES + 8, np.uint8)
+        seeds = np.empty((1 + terms.parties) * KEY_BYTES + 8, np.uint8)
         mesh.exchange("deal", SEEDS, {}, {dealer: view(seeds)})
-        keys = bytes(seeds)
-        self.mask, self.share, self.mac = (Keystream(keys[i * KEY_BYTES : (i + 1) * KEY_BYTES]) for i in range(3))
-        self.alpha = struct.unpack(">Q", keys[3 * KEY_BYTES :])[0]
+        keys = [Keystream(bytes(key)) for key in seeds[:-8].reshape(-1, KEY_BYTES)]
+        self.share, self.mac, self.zeros = keys[0], keys[1], dict(zip(self.others, keys[2:], strict=True))
+        self.alpha = struct.unpack(">Q", bytes(seeds[-8:]))[0]
         size = min(terms.chunk, terms.length)
         self.real = np.empty(size)
-        self.words = np.empty((6, size), np.uint64)
+        self.words = np.empty((5, size), np.uint64)
         self.received = np.empty((len(self.others), size), np.uint64)
-        self.half = np.empty((1 + len(self.others), size), np.uint32 if terms.value_bits <= 32 else np.uint64)
-        self.dealt = np.empty(2 * size if self.last else 0, np.uint64)
+        self.half = np.empty((2 + len(self.others), size), np.uint32 if terms.value_bits <= 32 else np.uint64)
 
     def run(self, vector: np.ndarray, out: np.ndarray) -> None:
         for number, part in enumerate(self.terms.chunks()):
@@ -205,13 +214,14 @@ class _Party:
     def _chunk(self, number: int, values: np.ndarray) -> np.ndarray:
         """Steps 2 to 5 for ``values`` (float32 [m]); the opened and checked numbers, signed, as words [m]."""
         length = len(values)
-        sent, masked, opened, share, mac, word = self.words[:, :length]
+        sent, masked, share, mac, chi = self.words[:, :length]
         received = self.received[:, :length]
+        low, zero, *lows = self.half[:, :length]
         self._dealt(number, share, mac)
 
         self.at("input", number)
         self.terms.numbers.encode(values, self.terms.weight(self.mesh.id), sent, self.real[:length])
-        np.subtract(sent, self.mask.words(word), out=sent)
+        np.subtract(sent, share, out=sent)
         self._to_all("input", INPUT, sent, received)
         np.copyto(masked, sent)  # E
         for row in received:
@@ -220,28 +230,27 @@ class _Party:
         self.at("open", number)
         if self.mesh.id == 0:
             np.add(share, masked, out=share)
-        low, *lows = self.half[:, :length]
         np.copyto(low, share, casting="unsafe")
+        for peer, stream in self.zeros.items():
+            (np.add if peer > self.mesh.id else np.subtract)(low, stream.words(zero), out=low)
         self._to_all("open", OPEN, low, lows)
         for row in lows:
             np.add(low, row, out=low)
-        self.terms.numbers.sign(low)
-        np.copyto(opened.view(np.int64), low.view(f"i{low.itemsize}"))
+        opened = share  # its room: only the sum is needed from here on
+        np.copyto(opened.view(np.int64), self.terms.numbers.sign(low).view(f"i{low.itemsize}"))
 
-        coin = Keystream(self._coin(number)).words(word)
-        self._check(number, coin, masked, np.subtract(opened, masked, out=sent), mac)
+        Keystream(self._coin(number)).words(chi)
+        np.right_shift(chi, np.uint64(64 - self.terms.security_bits), out=chi)
+        self._check(number, *(int(np.dot(chi, words)) for words in (masked, opened, mac)))
         return low
 
     def _dealt(self, number: int, share: np.ndarray, mac: np.ndarray) -> None:
+        self.share.words(share)
         if not self.last:
-            self.share.words(share)
             self.mac.words(mac)
             return
         self.at("deal", number)
-        room = self.dealt[: 2 * len(share)]
-        self.mesh.exchange("deal", CORRECTION, {}, {self.dealer: view(room)})
-        np.copyto(share, room[: len(share)])
-        np.copyto(mac, room[len(share) :])
+        self.mesh.exchange("deal", CORRECTION, {}, {self.dealer: view(mac)})
 
     def _to_all(self, phase: str, kind: int, words: np.ndarray, received: Sequence[np.ndarray]) -> None:
         rows = zip(self.others, received, strict=True)
@@ -255,17 +264,13 @@ class _Party:
         opened = self._committed("coin", number, os.urandom(16), COIN_COMMIT, COIN_OPEN)
         return hashlib.sha256(b"".join(opened)).digest()[:KEY_BYTES]
 
-    def _check(
-        self, number: int, coin: np.ndarray, masked: np.ndarray, difference: np.ndarray, mac: np.ndarray
-    ) -> None:
-        """Step 5. ``coin``: w (changed); ``masked``: E; ``difference``: y - E; ``mac``: [alpha R]^i."""
+    def _check(self, number: int, masked: int, opened: int, mac: int) -> None:
+        """Step 5, of the sums over chi_t times E, y and [alpha R]^i."""
         self.at("check", number)
-        heard = int(np.dot(coin, masked))
-        np.bitwise_and(coin, np.uint64((1 << self.terms.security_bits) - 1), out=coin)
-        z = (int(np.dot(coin, mac)) - self.alpha * int(np.dot(coin, difference))) % MODULUS
-        opened = self._committed("check", number, struct.pack(">QQ", z, heard), CHECK_COMMIT, CHECK_OPEN)
+        z = (mac + self.alpha * (masked - opened)) % MODULUS
+        opened = self._committed("check", number, struct.pack(">QQ", z, masked), CHECK_COMMIT, CHECK_OPEN)
         values = [struct.unpack(">QQ", message) for message in opened]
-        if len({heard for _, heard in values}) > 1:
+        if len({masked for _, masked in values}) > 1:
             raise LinkError(self._suspects(), "input", "parties heard different inputs: somebody sent two versions")
         if sum(z for z, _ in values) % MODULUS:
             raise LinkError(self._suspects(), "check", "the MAC check failed: somebody opened a wrong share")
