@@ -7,20 +7,24 @@ from collections.abc import Callable
 from statistics import median
 
 
-def interleaved(contenders: dict[str, Callable[[], object]], repeats: int = 7) -> dict[str, dict[str, float]]:
-    """CPU seconds of each contender, and its ratio to the first, measured turn by turn after one warm-up each.
+def interleaved(
+    contenders: dict[str, Callable[[], object]], repeats: int = 7, warm_up: bool = True, own_clock: bool = False
+) -> dict[str, dict[str, float]]:
+    """CPU seconds of each contender, and its ratio to the first, measured turn by turn, after one warm-up each.
+
+    own_clock: a contender returns its CPU seconds itself, for they are not this process'.
 
     Returns {name: {"cpu_s": median, "ratio": median of the ratios within a turn, "ratio_min", "ratio_max"}}.
     """
-    for contender in contenders.values():
+    for contender in contenders.values() if warm_up else ():
         contender()
     turns: list[dict[str, float]] = []
     for _ in range(repeats):
         turn = {}
         for name, contender in contenders.items():
             started = time.process_time()
-            contender()
-            turn[name] = time.process_time() - started
+            spent = contender()
+            turn[name] = spent if own_clock else time.process_time() - started
         turns.append(turn)
     first = next(iter(contenders))
     found = {}

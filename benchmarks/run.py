@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from datetime import UTC, datetime
 
 import torch
 
-from benchmarks import aggregation, federation
+from benchmarks import aggregation, federation, privacy, secure
 from fl_utils.executors import available_cores
 from fl_utils.paths import ROOT, write_whole
 
+BENCHMARKS = {"federation": federation, "aggregation": aggregation, "privacy": privacy, "secure": secure}
+
 
 def main() -> None:
-    """One JSON file per benchmark, with the hardware and versions at work."""
+    """One JSON file per benchmark (all, or those named on the command line), with the hardware and versions at work."""
     torch.set_num_threads(1)
-    for name, benchmark in [("federation", federation), ("aggregation", aggregation)]:
+    wanted = sys.argv[1:] or list(BENCHMARKS)
+    if unknown := [name for name in wanted if name not in BENCHMARKS]:
+        sys.exit(f"no benchmark {', '.join(unknown)}: want {', '.join(BENCHMARKS)}")
+    for name in wanted:
+        benchmark = BENCHMARKS[name]
         results = benchmark.run()
-        print(f"\n{name}: CPU time against the first of each group (median, least to most)")
+        print(f"\n{name}: CPU time against the first of each group (median, least to most)", flush=True)
         for group, contenders in results.items():
             for contender, figures in contenders.items():
                 spread = f"{figures['ratio_min']:.2f} to {figures['ratio_max']:.2f}"
-                print(f"  {group:12s} {contender:26s} {figures['ratio']:6.2f}  ({spread})")
+                limit = f"  at most {figures['limit']:g}" if "limit" in figures else ""
+                print(f"  {group:33s} {contender:26s} {figures['ratio']:6.2f}  ({spread}){limit}")
         about = {
             "benchmark": name,
             "when": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +58,7 @@ def encrypted_average(
     backend: str = "spdz",
     *,
     fraction_bits: int = 20,
+    value_bits: int = 32,
     timeout: float = 30.0,
     tls: bool = False,
     cost: Cost | None = None,
@@ -64,13 +66,17 @@ def encrypted_average(
     """The average of ``vectors`` (each float32 [d]), weighted by ``num_examples``; float32 [d].
 
     backend: one of :data:`BACKENDS`. fraction_bits: precision of the fixed point; the result is off from the plain one
-    by at most ``parties * 2 ** -(fraction_bits + 1)``, float32's own rounding aside. timeout: seconds that a party
-    waits for another. tls: mutual TLS between the parties, with certificates made for this average. cost: filled in.
+    by at most ``parties * 2 ** -(fraction_bits + 1)``, float32's own rounding aside. value_bits: of the whole number,
+    sign included; more than 32 leave 64 - value_bits bits of security and cost 4 more bytes per number. timeout:
+    seconds that a party waits for another. tls: mutual TLS between the parties, with certificates made for this
+    average. cost: filled in.
 
     Starts the parties' processes and ends them again; :class:`Parties` keeps them for many averages. Raises ValueError
     where vectors, counts or their size do not fit (naming the largest weight), AverageFailed where a party stopped.
     """
-    with Parties(len(vectors), backend, fraction_bits=fraction_bits, timeout=timeout, tls=tls) as parties:
+    with Parties(
+        len(vectors), backend, fraction_bits=fraction_bits, value_bits=value_bits, timeout=timeout, tls=tls
+    ) as parties:
         result = parties.average(vectors, num_examples)
         if cost is not None:
             cost.__dict__.update(parties.cost.__dict__)
@@ -89,6 +95,7 @@ class Parties:
         backend: str = "spdz",
         *,
         fraction_bits: int = 20,
+        value_bits: int = 32,
         timeout: float = 30.0,
         tls: bool = False,
         chunk: int = 1 << 18,
@@ -100,13 +107,20 @@ class Parties:
         if not timeout > 0:
             raise ValueError(f"timeout is {timeout}: want a number of seconds above 0")
         self.count, self.backend, self.timeout, self.chunk = count, backend, timeout, chunk
-        self.fraction_bits, self.tls = fraction_bits, tls
+        self.tls = tls
+        self.bits = {
+            "fraction_bits": fraction_bits,
+            "value_bits": value_bits,
+            "security_bits": min(32, 64 - value_bits),
+        }
         self.cost = Cost()
         self.interference: Callable[[int, dict], None] = lambda id, job: None  # for tests: changes a party's orders
         self._folder: tempfile.TemporaryDirectory | None = None
         self._processes: list[subprocess.Popen] = []
+        if backend == "additive" and value_bits != 32:
+            raise ValueError(f"value_bits is {value_bits}: the backend 'additive' has 32")
         if backend in ("additive", "spdz"):
-            Terms((1,) * count, 1, fraction_bits)  # impossible bits are refused before any process starts
+            Terms((1,) * count, 1, **self.bits)  # impossible bits are refused before any process starts
 
     def __enter__(self) -> Parties:
         if self.backend in ("additive", "spdz"):
@@ -148,7 +162,7 @@ class Parties:
             self.cost = Cost()
             found = crypten_average.average(vectors, counts, self.timeout, self.cost)
             return found if out is None else out.copy_(found)
-        terms = Terms(tuple(counts), len(vectors[0]), self.fraction_bits, chunk=self.chunk, protocol=self.backend)
+        terms = Terms(tuple(counts), len(vectors[0]), chunk=self.chunk, protocol=self.backend, **self.bits)
         for id, vector in enumerate(vectors):
             try:
                 terms.numbers.check(vector.numpy(), terms.weight(id), self.count)
@@ -159,7 +173,7 @@ class Parties:
     def rule(self, old: torch.Tensor, updates: Iterable[tuple[torch.Tensor, int]]) -> torch.Tensor:
         """A rule for :func:`fl_utils.federation.run`: FedAvg under encryption."""
         vectors, counts = zip(*updates, strict=True)
-        return self.average(vectors, counts)
+        return self.average([vector.cpu() for vector in vectors], counts).to(old.device)
 
     def _averaged(self, terms: Terms, vectors: Sequence[torch.Tensor], out: torch.Tensor | None) -> torch.Tensor:
         folder, names = Path(self._folder.name), self._names
@@ -190,12 +204,21 @@ class Parties:
             self._stop()  # everybody starts anew
             raise AverageFailed(reports)
         self.cost = Cost(**{key: [report[key] for report in reports.values()] for key in Cost().__dict__})
-        results = [np.memmap(folder / f"{id}.f32", dtype="<f4", mode="r") for id in range(self.count)]
-        for id, other in enumerate(results):
-            if not np.array_equal(results[0], other):
-                raise AverageFailed({f"party {id}": {"ok": False, "error": "its average differs from party 0's"}})
+        return self._collected([folder / f"{id}.f32" for id in range(self.count)], terms, out)
+
+    def _collected(self, files: Sequence[Path], terms: Terms, out: torch.Tensor | None) -> torch.Tensor:
+        """What the parties ended with, read piece by piece: all must have the same."""
         out = torch.empty(terms.length) if out is None else out
-        np.copyto(out.numpy(), results[0])
+        with ExitStack() as stack:
+            opened = [stack.enter_context(file.open("rb")) for file in files]
+            for part in terms.chunks():
+                length = part.stop - part.start
+                first, *others = (np.fromfile(file, "<f4", length) for file in opened)
+                for id, other in enumerate(others, 1):
+                    if not np.array_equal(first, other):
+                        about = {"ok": False, "error": "its average differs from party 0's"}
+                        raise AverageFailed({f"party {id}": about})
+                out.numpy()[part] = first
         return out
 
     def _start(self) -> None:

@@ -80,6 +80,16 @@ def test_a_party_killed_at_any_step_is_named_and_no_average_comes_out(spdz, vict
     assert (spdz.average(given, COUNTS) - fedavg(given, COUNTS)).abs().max() < 1e-5  # and everybody starts anew
 
 
+def test_larger_integers_hold_larger_weights_at_the_same_precision():
+    given, cost = vectors(2, scale=3000.0), Cost()
+    with pytest.raises(ValueError, match="at most 17 fraction bits"):
+        encrypted_average(given, [1, 1], fraction_bits=24)
+    found = encrypted_average(given, [1, 1], fraction_bits=24, value_bits=40, cost=cost)
+    exact = (given[0].double() + given[1].double()) / 2
+    assert (found.double() - exact).abs().max() <= 2 * 2.0**-25 + 2.0**-24 * exact.abs().max()
+    assert 16 * 5000 < cost.bytes_up[0] < 17 * 5000
+
+
 def test_with_tls_the_same_average_comes_out():
     given = vectors(2)
     with Parties(2, "spdz", tls=True) as parties:
@@ -100,6 +110,8 @@ def test_crypten_agrees_within_its_sixteen_bits():
         ({"num_examples": [1, 2]}, "3 vectors and 2 counts"),
         ({"num_examples": [1, 2, 0]}, "num_examples holds 0"),
         ({"fraction_bits": 40}, "fraction_bits is 40"),
+        ({"value_bits": 64}, "value_bits 64"),
+        ({"value_bits": 40, "backend": "additive"}, "value_bits is 40: the backend 'additive' has 32"),
         ({"timeout": 0}, "timeout is 0"),
         ({"vectors": vectors(1), "num_examples": [1]}, "at least 2 parties"),
         ({"vectors": [torch.zeros(3), torch.zeros(4)], "num_examples": [1, 1]}, "want float32 [d], all alike"),
