@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-LIMIT = 1_000_000  # floats of one set of weights; beyond it the transport's text takes minutes
+LIMIT = 1_000_000  # floats of one set of weights: the transport packs, copies and reads them as text many times over
 HEADER_LIMIT = 1 << 16  # bytes of an update's first line
 WEIGHTS, SETTINGS, UPDATE = "weights.json", "settings.json", "update.bin"
 DATA_VARIABLE = "FL_DATASITE_DATA"  # the environment variable in which an owner tells its job where the arrays are
@@ -58,7 +58,8 @@ def flatten(weights: Mapping[str, np.ndarray]) -> np.ndarray:
             raise ValueError(f"weights[{name!r}] is no array: {error}") from None
         if type(name) is not str or array.dtype.kind not in "fiu":
             raise ValueError(f"weights[{name!r}] is of type {array.dtype}: want numbers, under a name that is text")
-        part = array.astype("<f4").ravel()
+        with np.errstate(over="ignore"):  # the line below says so
+            part = array.astype("<f4").ravel()
         if not np.isfinite(part).all():
             raise ValueError(f"weights[{name!r}] holds a number that is not finite in float32")
         parts.append(part)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 
 from fl_utils.secure import datasite_job
 from fl_utils.secure.datasite_job import Layout
-from fl_utils.secure.datasite_transport import CODE, RUN, RUN_SCRIPT, Job, Member, digest, job_environment
+from fl_utils.secure.datasite_transport import CODE, LOGS, RUN, RUN_SCRIPT, Job, Member, digest, job_environment
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 FORM = {RUN, "config.yaml", f"code/{CODE}", f"code/{datasite_job.WEIGHTS}", f"code/{datasite_job.SETTINGS}"}
@@ -185,8 +185,8 @@ class Owner:
         """Run what was approved; job name -> state afterwards. timeout: seconds for each job.
 
         share_update: let the scientist have the updates; else they stay here, see :meth:`update`. share_log: let it
-        have what the jobs printed, which is a way out of the house as well. A job that changed after its approval is
-        denied instead of run.
+        have what the jobs printed, which is a way out of the house as well; else that stays here, see :meth:`log`. A
+        job that changed after its approval is denied instead of run.
         """
         if type(timeout) is not int or timeout < 1:
             raise ValueError(f"timeout is {timeout!r}: want a whole number of seconds, at least 1")
@@ -198,6 +198,12 @@ class Owner:
         self._member.run(timeout, share_update, share_log)
         self._member.sync()
         return {name: _state(_find(self._member, self.email, name)) for name in names}
+
+    def log(self, name: str) -> str:
+        """What the job printed and, after it, its errors."""
+        job = _find(self._member, self.email, name)
+        folders = [job.review, self._member.kept_logs / name]
+        return "".join(_text(replace(job, review=folder), log) for log in LOGS for folder in folders)
 
     def update(self, name: str) -> Update:
         """What the job gave back, seen by its owner. Raises as :meth:`Scientist.update` does."""

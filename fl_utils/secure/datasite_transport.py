@@ -17,6 +17,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ PINNED = {"syft": "0.10.0", "syft-rds": "0.6.1", "syft-job": "0.1.40", "syft-dat
 CODE, RUN = "main.py", "run.sh"
 PYTHON_VARIABLE = "FL_DATASITE_PYTHON"
 RUN_SCRIPT = f'#!/bin/bash\nset -euo pipefail\ncd code\nexec "${{{PYTHON_VARIABLE}}}" {CODE}\n'
+LOGS = ("stdout.txt", "stderr.txt")
 DATASET = "examples"
 
 
@@ -140,7 +142,7 @@ class Member:
         from syft.sync.connections.drive.mock_drive_service import MockDriveService
         from syft_rds import SyftRDSClient, SyftRDSClientConfig
 
-        self.email = email
+        self.email, self.kept_logs = email, folder.with_name(f"{folder.name}-logs")
         self._client = client = SyftRDSClient.from_config(
             SyftRDSClientConfig._base_config_for_testing(
                 email=email,
@@ -229,9 +231,15 @@ class Member:
 
     @_silent
     def run(self, timeout: int, share_update: bool, share_log: bool) -> None:
-        """Run every approved job in this interpreter, with the path of the private file in its environment."""
-        before = dict(os.environ)
-        os.environ.update(job_environment(self.data_sets()[self.email][1][0]))
+        """Run every approved job in this interpreter, with the path of the private file in its environment.
+
+        ``syft`` lets a submitter read its jobs' logs whether they are to be shared or not (all but ``outputs`` of the
+        folder that it shares), so logs that are not are taken out of that folder before the next sync.
+        """
+        approved = [job for job in self.jobs() if job.state == "approved"]
+        wanted = job_environment(self.data_sets()[self.email][1][0])
+        before = {key: os.environ.get(key) for key, value in wanted.items() if os.environ.get(key) != value}
+        os.environ.update(wanted)
         try:
             self._client.job_runner.process_approved_jobs(
                 stream_output=False,
@@ -240,5 +248,14 @@ class Member:
                 share_logs_with_submitter=share_log,
             )
         finally:
-            os.environ.clear()
-            os.environ.update(before)
+            for key, value in before.items():
+                if value is None:
+                    del os.environ[key]
+                else:
+                    os.environ[key] = value
+        for job in approved if not share_log else ():
+            kept = self.kept_logs / job.name
+            kept.mkdir(parents=True, exist_ok=True)
+            for log in LOGS:
+                if (job.review / log).exists():
+                    shutil.move(job.review / log, kept / log)
