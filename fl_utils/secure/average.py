@@ -25,6 +25,7 @@ import torch
 
 from fl_utils.aggregation import fedavg
 from fl_utils.secure.certificates import make_certificates
+from fl_utils.secure.fixed_point import FixedPoint
 from fl_utils.secure.spdz import Terms
 
 BACKENDS = ("plain", "additive", "spdz", "crypten")
@@ -66,17 +67,19 @@ def encrypted_average(
     """The average of ``vectors`` (each float32 [d]), weighted by ``num_examples``; float32 [d].
 
     backend: one of :data:`BACKENDS`. fraction_bits: precision of the fixed point; the result is off from the plain one
-    by at most ``parties * 2 ** -(fraction_bits + 1)``, float32's own rounding aside. value_bits: of the whole number,
-    sign included; more than 32 leave 64 - value_bits bits of security and cost 4 more bytes per number. timeout:
-    seconds that a party waits for another. tls: mutual TLS between the parties, with certificates made for this
+    by at most ``parties * 2 ** -(fraction_bits + 1)``, float32's own rounding aside (CrypTen cuts off at its own 16
+    bits: ``parties * 2 ** -16``). value_bits: of the whole number, sign included; more than 32 leave 64 - value_bits
+    bits of security and cost 4 more bytes per number. timeout: seconds that a party waits for another. tls: mutual TLS between the parties, with certificates made for this
     average. cost: filled in.
 
     Starts the parties' processes and ends them again; :class:`Parties` keeps them for many averages. Raises ValueError
     where vectors, counts or their size do not fit (naming the largest weight), AverageFailed where a party stopped.
     """
-    with Parties(
+    parties = Parties(
         len(vectors), backend, fraction_bits=fraction_bits, value_bits=value_bits, timeout=timeout, tls=tls
-    ) as parties:
+    )
+    parties.check(vectors, num_examples)  # before any process starts
+    with parties:
         result = parties.average(vectors, num_examples)
         if cost is not None:
             cost.__dict__.update(parties.cost.__dict__)
@@ -140,6 +143,29 @@ class Parties:
     def _names(self) -> list[str]:
         return [*(f"party {i}" for i in range(self.count)), *(["dealer"] if self.backend == "spdz" else [])]
 
+    def check(
+        self, vectors: Sequence[torch.Tensor], num_examples: Sequence[int]
+    ) -> tuple[list[torch.Tensor], list[int]]:
+        """Vectors and counts as lists. Raises ValueError, naming the party, where one does not fit :meth:`average`."""
+        vectors, counts = list(vectors), list(num_examples)
+        if not vectors or len(vectors) != self.count or len(counts) != self.count:
+            raise ValueError(f"{len(vectors)} vectors and {len(counts)} counts for {self.count} parties")
+        if any(v.dtype != torch.float32 or v.ndim != 1 or len(v) != len(vectors[0]) for v in vectors):
+            raise ValueError(
+                f"vectors are {[(str(v.dtype), tuple(v.shape)) for v in vectors]}: want float32 [d], all alike"
+            )
+        for count in counts:
+            if not 1 <= count < float("inf") or count != int(count):
+                raise ValueError(f"num_examples holds {count}: each party's count must be a positive whole number")
+        bits = (62, 16) if self.backend == "crypten" else (self.bits["value_bits"], self.bits["fraction_bits"])
+        for id, vector in enumerate(vectors):
+            weight = 0.0 if self.backend == "plain" else counts[id] / sum(counts)  # plain floats have no bound
+            try:
+                FixedPoint(*bits).check(vector.numpy(), weight, self.count)
+            except ValueError as error:
+                raise ValueError(f"vector of party {id}: {error}") from None
+        return vectors, [int(count) for count in counts]
+
     def average(
         self, vectors: Sequence[torch.Tensor], num_examples: Sequence[int], out: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -147,13 +173,7 @@ class Parties:
 
         See :func:`encrypted_average`. ``out`` may be one of the vectors, but for the backend "plain".
         """
-        vectors, counts = list(vectors), [int(count) for count in num_examples]
-        if len(vectors) != self.count or len(counts) != self.count:
-            raise ValueError(f"{len(vectors)} vectors and {len(counts)} counts for {self.count} parties")
-        if len({(v.dtype, tuple(v.shape)) for v in vectors}) > 1 or vectors[0].dtype != torch.float32:
-            raise ValueError(
-                f"vectors are {[(str(v.dtype), tuple(v.shape)) for v in vectors]}: want float32 [d], all alike"
-            )
+        vectors, counts = self.check(vectors, num_examples)
         if self.backend == "plain":
             return fedavg(vectors, counts, out)
         if self.backend == "crypten":
@@ -163,11 +183,6 @@ class Parties:
             found = crypten_average.average(vectors, counts, self.timeout, self.cost)
             return found if out is None else out.copy_(found)
         terms = Terms(tuple(counts), len(vectors[0]), chunk=self.chunk, protocol=self.backend, **self.bits)
-        for id, vector in enumerate(vectors):
-            try:
-                terms.numbers.check(vector.numpy(), terms.weight(id), self.count)
-            except ValueError as error:
-                raise ValueError(f"vector of party {id}: {error}") from None
         return self._averaged(terms, vectors, out)
 
     def rule(self, old: torch.Tensor, updates: Iterable[tuple[torch.Tensor, int]]) -> torch.Tensor:

@@ -55,7 +55,7 @@ class FixedPoint:
 
     def encode(self, vector: np.ndarray, weight: float, out: np.ndarray, room: np.ndarray) -> np.ndarray:
         """``weight * vector`` (float32 [m]), rounded, into ``out`` (unsigned [m]); ``room``: float64 [m] to work in."""
-        np.multiply(vector, weight * 2.0**self.fraction_bits, out=room)
+        np.multiply(vector, weight * 2.0**self.fraction_bits, out=room, dtype=np.float64)
         np.rint(room, out=room)
         np.copyto(out.view(f"i{out.itemsize}"), room, casting="unsafe")
         return out
