@@ -69,8 +69,8 @@ def encrypted_average(
     backend: one of :data:`BACKENDS`. fraction_bits: precision of the fixed point; the result is off from the plain one
     by at most ``parties * 2 ** -(fraction_bits + 1)``, float32's own rounding aside (CrypTen cuts off at its own 16
     bits: ``parties * 2 ** -16``). value_bits: of the whole number, sign included; more than 32 leave 64 - value_bits
-    bits of security and cost 4 more bytes per number. timeout: seconds that a party waits for another. tls: mutual TLS between the parties, with certificates made for this
-    average. cost: filled in.
+    bits of security and cost 4 more bytes per number. timeout: seconds that a party waits for another. tls: mutual TLS
+    between the parties, with certificates made for this average. cost: filled in.
 
     Starts the parties' processes and ends them again; :class:`Parties` keeps them for many averages. Raises ValueError
     where vectors, counts or their size do not fit (naming the largest weight), AverageFailed where a party stopped.
