@@ -1,10 +1,6 @@
-"""Links between parties' processes: framed, authenticated messages over TCP, with deadlines and an abort.
+"""Links between parties' processes: authenticated frames over TCP, with deadlines and an abort.
 
-    magic "FLL1" | kind 1 | sequence 8 | payload length 8 | payload | tag 16
-
-The tag is AES-GMAC under a key of this direction of this session, its nonce the sequence number: a frame that was
-altered, cut, repeated, left out or moved does not verify. Nothing is unpickled, no length is believed beyond what the
-protocol expects. Links authenticate; they hide nothing unless TLS is on (then both sides show certificates).
+Links authenticate (see ``fl_utils.frames``); they hide nothing unless TLS is on (then both sides show certificates).
 """
 
 from __future__ import annotations
@@ -23,23 +19,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from fl_utils.frames import ABORT, MAGIC, Incoming, Link, LinkError, sent, view
 
-MAGIC = b"FLL1"
-PREFIX = struct.Struct(">4sBQQ")
+__all__ = ["Link", "LinkError", "Mesh", "Tls", "connect", "listen", "view"]
+
 HELLO = struct.Struct(">4sHH16s")  # magic, who speaks, to whom, fresh random bytes
-TAG = 16
-LARGEST_TEXT = 1 << 16
-ABORT = 255
-WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-class LinkError(RuntimeError):
-    """What stopped a party: ``party`` is whom it names, ``phase`` where the protocol stood."""
-
-    def __init__(self, party: str, phase: str, reason: str):
-        super().__init__(f"{party} in phase {phase!r}: {reason}")
-        self.party, self.phase, self.reason = party, phase, reason
 
 
 @dataclass(frozen=True)
@@ -58,37 +42,6 @@ class Tls:
         context.load_cert_chain(self.certificate, self.key)
         context.verify_mode = ssl.CERT_REQUIRED
         return context
-
-
-class Link:
-    """One connection to one peer, ready for frames in both directions."""
-
-    def __init__(self, peer: int, name: str, sock: socket.socket, send_key: bytes, receive_key: bytes):
-        self.peer, self.name, self.sock = peer, name, sock
-        self._keys = send_key, receive_key
-        self._numbers = [0, 0]
-        self.bytes_up = self.bytes_down = 0
-        sock.setblocking(False)
-
-    def frame(self, kind: int, payload: bytes | memoryview) -> list[memoryview]:
-        """The buffers of the next frame to send."""
-        prefix = PREFIX.pack(MAGIC, kind, self._numbers[0], len(payload))
-        tag = _tag(self._keys[0], self._numbers[0], prefix, payload)
-        self._numbers[0] += 1
-        self.bytes_up += len(prefix) + len(payload) + TAG
-        return [memoryview(part) for part in (prefix, payload, tag) if len(part)]
-
-    def opened(self, prefix: bytes, payload: memoryview, tag: bytes) -> bool:
-        """Whether a received frame is the next one that the peer sent, unaltered."""
-        expected = _tag(self._keys[1], self._numbers[1], prefix, payload)
-        self._numbers[1] += 1
-        self.bytes_down += len(prefix) + len(payload) + TAG
-        return hmac.compare_digest(expected, tag)
-
-    @property
-    def awaited(self) -> int:
-        """The sequence number that the peer's next frame must have."""
-        return self._numbers[1]
 
 
 class Mesh:
@@ -115,7 +68,7 @@ class Mesh:
         """
         deadline = time.monotonic() + self.timeout
         sending = {peer: self.links[peer].frame(kind, payload) for peer, payload in outgoing.items()}
-        receiving = {peer: _Incoming(self.links[peer], phase, kind, room) for peer, room in incoming.items()}
+        receiving = {peer: Incoming(self.links[peer], phase, kind, room) for peer, room in incoming.items()}
         waiting_for = dict(receiving)
         with selectors.DefaultSelector() as selector:
             for peer in sending.keys() | waiting_for.keys():
@@ -123,9 +76,9 @@ class Mesh:
             while sending or waiting_for:
                 for peer in list(sending):
                     try:
-                        done = _sent(self.links[peer].sock, sending[peer])
+                        done = sent(self.links[peer].sock, sending[peer])
                     except OSError as error:  # whoever stops has usually said why: that may be waiting to be read
-                        (waiting_for.get(peer) or _Incoming(self.links[peer], phase, ABORT, None)).advance()
+                        (waiting_for.get(peer) or Incoming(self.links[peer], phase, ABORT, None)).advance()
                         raise LinkError(self.names[peer], phase, f"connection lost: {error}") from error
                     if done:
                         del sending[peer]
@@ -183,92 +136,6 @@ class Mesh:
     def bytes_down(self) -> int:
         """Bytes received."""
         return sum(link.bytes_down for link in self.links.values())
-
-
-class _Incoming:
-    """The next frame from one peer as it arrives, piece by piece."""
-
-    def __init__(self, link: Link, phase: str, kind: int, room: memoryview | None):
-        self.link, self.phase, self.kind = link, phase, kind
-        self.free, self.room = room is None, room
-        self.parts, self.filled = [memoryview(bytearray(PREFIX.size))], 0
-
-    def advance(self) -> bool:
-        """Read what is there; True when the frame is whole and sound."""
-        while True:
-            part = self.parts[-1]
-            while self.filled < len(part):
-                try:
-                    count = self.link.sock.recv_into(part[self.filled :])
-                except WOULD_BLOCK:
-                    return False
-                except OSError as error:
-                    raise LinkError(self.link.name, self.phase, f"connection lost: {error}") from error
-                if count == 0:
-                    raise LinkError(self.link.name, self.phase, "closed the connection")
-                self.filled += count
-            self.filled = 0
-            if len(self.parts) == 1:
-                self._announced()
-            elif len(self.parts) == 2:
-                self.parts.append(memoryview(bytearray(TAG)))
-            else:
-                self._verified()
-                return True
-
-    def _announced(self) -> None:
-        magic, kind, number, length = PREFIX.unpack(self.parts[0])
-        if magic != MAGIC:
-            raise LinkError(self.link.name, self.phase, f"sent garbage: a frame begins {bytes(magic)!r}")
-        if number != self.link.awaited:
-            raise LinkError(self.link.name, self.phase, f"frame {number} came where {self.link.awaited} was due")
-        if kind == ABORT:
-            self.free, self.room = True, None
-        elif kind != self.kind:
-            raise LinkError(self.link.name, self.phase, f"a message of kind {kind} came where {self.kind} was due")
-        if self.free:
-            if length > LARGEST_TEXT:
-                raise LinkError(self.link.name, self.phase, f"a text of {length} bytes: at most {LARGEST_TEXT}")
-            self.room = memoryview(bytearray(length))
-        elif length != len(self.room):
-            raise LinkError(self.link.name, self.phase, f"a payload of {length} bytes: want {len(self.room)}")
-        self.parts.append(self.room)
-
-    def _verified(self) -> None:
-        prefix = bytes(self.parts[0])
-        if not self.link.opened(prefix, self.room, bytes(self.parts[2])):
-            raise LinkError(self.link.name, self.phase, "a frame was altered on its way, or comes from somebody else")
-        if prefix[4] == ABORT:
-            try:
-                about = json.loads(bytes(self.room))
-                party, phase, reason = (str(about[key])[:1000] for key in ("party", "phase", "reason"))
-            except (ValueError, KeyError, TypeError):
-                party, phase, reason = self.link.name, self.phase, "stopped without a reason that can be read"
-            raise LinkError(party, phase, f"{reason} (says {self.link.name})")
-
-
-def _sent(sock: socket.socket, parts: list[memoryview]) -> bool:
-    """Send as much as goes; True when all has gone."""
-    while parts:
-        try:
-            count = sock.send(parts[0])
-        except WOULD_BLOCK:
-            return False
-        parts[0] = parts[0][count:]
-        if not parts[0]:
-            del parts[0]
-    return True
-
-
-def _tag(key: bytes, number: int, prefix: bytes, payload: bytes | memoryview) -> bytes:
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-    mac = Cipher(algorithms.AES(key), modes.GCM(number.to_bytes(12, "big"))).encryptor()
-    mac.authenticate_additional_data(prefix)
-    if len(payload):
-        mac.authenticate_additional_data(payload)
-    mac.finalize()
-    return mac.tag
 
 
 def _key(secret: bytes, speaker: int, hearer: int, nonces: bytes) -> bytes:
@@ -397,8 +264,3 @@ def _named(sock: ssl.SSLSocket, name: str) -> None:
     subject = {key: value for part in sock.getpeercert().get("subject", ()) for key, value in part}
     if subject.get("commonName") != name:
         raise LinkError(name, "connect", f"its certificate names {subject.get('commonName')!r}")
-
-
-def view(array: np.ndarray) -> memoryview:
-    """A contiguous array as bytes to send or to fill."""
-    return memoryview(array).cast("B")

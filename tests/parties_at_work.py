@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from fl_utils import links
+from fl_utils import frames, links
 from fl_utils.secure import additive, spdz
 
 GREETING = (links.HELLO.size, 32)  # what passes in each direction before the first frame: hello, then proof
@@ -110,8 +110,8 @@ class Middle:
         with suppress(OSError):
             for length in GREETING:
                 target.sendall(_exactly(source, length))
-            while prefix := _exactly(source, links.PREFIX.size):
-                rest = _exactly(source, links.PREFIX.unpack(prefix)[3] + links.TAG)
+            while prefix := _exactly(source, frames.PREFIX.size):
+                rest = _exactly(source, frames.PREFIX.unpack(prefix)[3] + frames.TAG)
                 parts = self.spoil(number, prefix + rest) if active else [prefix + rest]
                 number += 1
                 if parts is None:
@@ -127,7 +127,7 @@ class Middle:
 
 def kind_of(frame: bytes) -> int:
     """The kind of message that a frame carries."""
-    return links.PREFIX.unpack(frame[: links.PREFIX.size])[1]
+    return frames.PREFIX.unpack(frame[: frames.PREFIX.size])[1]
 
 
 def _exactly(source: socket.socket, count: int) -> bytes:
