@@ -1,8 +1,8 @@
 """What this collection has of what Hu et al. 2020 ask of a benchmark (Tables 1 and 2, Figure 1), read from its files.
 
-Nothing here is a list of achievements. A notebook shows something where its code uses the room that does it, by import
-or by name, or where the record in its last cell has the figures; a notebook that is added later is found by the same
-look. What no notebook uses is absent.
+Nothing here is a list of achievements. A notebook shows something where its code uses the function or library that does
+it, itself or through what it calls of this package, or where the record in its last cell has the figures; a notebook
+that is added later is found by the same look. What no notebook uses is absent.
 """
 
 from __future__ import annotations
@@ -11,30 +11,24 @@ import ast
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from fl_utils import paths
 from fl_utils.runner import catalog, records
 from fl_utils.runner.outcomes import outputs_of
 
 # What stands for each item: a room, a function or a package (everything below it counts), or "record:" and a metric.
-TRAINING = ("fl_utils.federation.run", "fl_utils.parties.compare", "fl_utils.forecasts.train")
+TRAINING = ("fl_utils.federation.run",)
 SIGNS: dict[str, dict[str, tuple[str, ...]]] = {
     "partitioning": {
         "horizontal": (*TRAINING, "fl_utils.schedules"),
         "vertical": ("fl_utils.vertical",),
-        "hybrid": ("fl_utils.hybrid",),
+        "hybrid": ("record:rmse/trees/gaps left empty",),
     },
     "models": {
-        "CNN": (
-            "fl_utils.models.vision.SmallCNN",
-            "fl_utils.models.vision.small_cnn",
-            "fl_utils.models.characters",
-            "fl_utils.models.resnet",
-            "fl_utils.models.mobile",
-            "fl_utils.parties.characters",
-            "fl_utils.two_class",
-        ),
-        "RNN": ("fl_utils.models.text", "fl_utils.models.traffic", "fl_utils.parties.sentiment"),
+        "CNN": ("torch.nn.Conv2d", "torchvision.models"),
+        "RNN": ("torch.nn.LSTM", "torch.nn.GRU", "torch.nn.RNN", "fl_utils.models.traffic.DCRNN"),
         "MLP": ("fl_utils.models.vision.two_nn", "fl_utils.models.recommendation"),
         "embedding and linear": ("fl_utils.models.private",),
     },
@@ -76,7 +70,7 @@ TABLE_2: dict[str, str] = {
     "pems_bay": "pems_bay",
     "ign_rating": "games",
     "video_game_sales": "games",
-    "movielens_1m": "movielens",
+    "movielens_1m": "movielens_1m",
 }
 
 
@@ -119,7 +113,7 @@ def look(notebooks_dir: Path, running: str = "") -> list[Shown]:
         dataset = entry.parameters["dataset"].default if "dataset" in entry.parameters else ""
         cards = tuple(card.strip() for card in str(dataset).split("+") if card.strip())
         metrics = frozenset() if entry.notebook == running else frozenset(_metrics(code))
-        found.append(Shown(entry.notebook, frozenset(uses), cards, metrics))
+        found.append(Shown(entry.notebook, frozenset(uses | reached(uses)), cards, metrics))
     return found
 
 
@@ -130,18 +124,63 @@ def used(source: str, names: dict[str, str]) -> set[str]:
         tree = ast.parse(source)
     except SyntaxError:
         return set()
-    found: set[str] = set()
+    here = _imports(tree)
+    names |= here
+    found = {each.name for node in ast.walk(tree) if isinstance(node, ast.Import) for each in node.names}
+    return found | {*here.values()} | {dotted for node in ast.walk(tree) if (dotted := _dotted(node, names))}
+
+
+def reached(uses: Iterable[str]) -> set[str]:
+    """The dotted names that the functions and classes of this package among ``uses`` use, those that these use, and so
+    on. So a notebook that names ``fl_utils.parties.sentiment`` alone is seen to train a ``torch.nn.LSTM``."""
+    graph, found, ahead = _graph(paths.ROOT), set(), list(uses)
+    while ahead:
+        name = ahead.pop()
+        while name and name not in graph:  # a method is found at its class
+            name = name.rpartition(".")[0]
+        new = graph.get(name, frozenset()) - found
+        found |= new
+        ahead += new
+    return found
+
+
+@cache
+def _graph(root: Path) -> dict[str, frozenset[str]]:
+    """What each function, class and constant of this package uses: dotted name -> dotted names."""
+    graph: dict[str, frozenset[str]] = {}
+    for path in sorted((root / "fl_utils").rglob("*.py")):
+        module = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        imported = _imports(ast.Module([each for each in body if isinstance(each, ast.Import | ast.ImportFrom)], []))
+        builds = module.startswith("fl_utils.models")  # elsewhere a layer's name is a question about it, not a model
+        defined: dict[str, ast.stmt] = {}
+        for statement in body:
+            if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+                defined[statement.name] = statement
+            elif isinstance(statement, ast.Assign | ast.AnnAssign):
+                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+                defined |= {target.id: statement for target in targets if isinstance(target, ast.Name)}
+        here = imported | {name: f"{module}.{name}" for name in defined}
+        for name, statement in defined.items():
+            names = here | _imports(statement)
+            found = {dotted for node in ast.walk(statement) if (dotted := _dotted(node, names))}
+            graph[f"{module}.{name}"] = frozenset(each for each in found if builds or not each.startswith("torch"))
+        for name, target in imported.items():  # what a module imports can be had from it
+            graph.setdefault(f"{module}.{name}", frozenset({target}))
+    return graph
+
+
+def _imports(tree: ast.AST) -> dict[str, str]:
+    """Local name -> dotted name of every import below ``tree``."""
+    names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for each in node.names:
                 top = each.name.partition(".")[0]
                 names[each.asname or top] = each.name if each.asname else top
-                found.add(each.name)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            named = {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
-            names.update(named)
-            found.update(named.values())
-    return found | {dotted for node in ast.walk(tree) if (dotted := _dotted(node, names))}
+            names.update({each.asname or each.name: f"{node.module}.{each.name}" for each in node.names})
+    return names
 
 
 def _dotted(node: ast.AST, names: Mapping[str, str]) -> str:
@@ -199,8 +238,11 @@ def table_1(shown: Iterable[Shown]) -> dict[str, bool]:
 
 
 def instances(examples: Mapping) -> int | None:
-    """How many a card says there are: its readings where it has some, else all its numbers; None where unknown."""
-    if "readings" in examples:
-        return int(examples["readings"])
+    """How many a card says there are: its readings, or its ``all`` (a number, or a text that begins with one), else
+    the sum of its numbers; None where it does not say."""
+    for key in ("readings", "all"):
+        if key in examples:
+            first = str(examples[key]).split()[0]
+            return int(first) if first.isdecimal() else None
     numbers = [n for value in examples.values() for n in (value.values() if isinstance(value, Mapping) else [value])]
     return sum(numbers) if numbers and all(isinstance(n, int) for n in numbers) else None

@@ -40,6 +40,22 @@ def test_use_is_seen_through_imports_aliases_and_attributes(shown):
     assert table["privacy"]["secure multiparty computation"] == ["oarf/below.ipynb"]
 
 
+def test_use_is_seen_through_the_functions_of_this_package(shown):
+    found = shown(
+        sentiment=("from fl_utils import parties\nparties.sentiment(0)",),
+        characters=("from fl_utils.parties import characters as c\nc(0)",),
+        private=("from fl_utils import privacy\nprivacy.run(1)",),
+        gossip=("from fl_utils import schedules\nschedules.gossip(1)",),
+        method=("from fl_utils.models.text import SentimentLSTM\nSentimentLSTM.forward",),
+        beside=("from fl_utils.parties import split_cards\nsplit_cards('a+b')",),
+    )
+    table = suite.coverage(found.values())
+    assert table["models"]["RNN"] == ["oarf/method.ipynb", "oarf/sentiment.ipynb"]
+    assert table["models"]["CNN"] == ["oarf/characters.ipynb"]
+    assert table["timing"] == {"synchronous": ["oarf/private.ipynb"], "asynchronous": []}
+    assert table["topology"]["decentralised"] == ["oarf/gossip.ipynb"]
+
+
 def test_a_vertical_notebook_that_is_added_later_changes_the_answer(shown):
     first = shown(one=("from fl_utils.federation import run\nrun()",))
     assert not suite.table_1(first.values())["partitioning_scheme"]
@@ -85,10 +101,12 @@ def test_table_2_names_data_sets_of_the_paper_and_cards_or_ones_to_come():
     assert suite.instances({"train": 3, "test": {"a": 4, "b": 5}}) == 12
     assert suite.instances({"readings": 34272, "sensors": 207}) == 34272
     assert suite.instances({"all": "many"}) is None
+    assert suite.instances({"all": "7911684 reviews, some left out", "part": "1000 of them"}) == 7911684
 
 
 def test_this_collection_as_it_stands():
     found = suite.coverage(suite.look(NOTEBOOKS))
     assert "oarf/02_table3b_sentiment.ipynb" in found["models"]["RNN"]
+    assert "oarf/05_figure4_lot_size.ipynb" in found["timing"]["synchronous"]
     assert found["timing"]["asynchronous"] and found["topology"]["decentralised"]
     assert found["privacy"]["differential privacy"]
