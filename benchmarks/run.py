@@ -9,11 +9,17 @@ from datetime import UTC, datetime
 
 import torch
 
-from benchmarks import aggregation, federation, privacy, secure
+from benchmarks import aggregation, federation, privacy, secure, vertical
 from fl_utils.executors import available_cores
 from fl_utils.paths import ROOT, write_whole
 
-BENCHMARKS = {"federation": federation, "aggregation": aggregation, "privacy": privacy, "secure": secure}
+BENCHMARKS = {
+    "federation": federation,
+    "aggregation": aggregation,
+    "privacy": privacy,
+    "secure": secure,
+    "vertical": vertical,
+}
 
 
 def main() -> None:
