@@ -37,6 +37,8 @@ def main() -> None:
                 spread = f"{figures['ratio_min']:.2f} to {figures['ratio_max']:.2f}"
                 limit = f"  at most {figures['limit']:g}" if "limit" in figures else ""
                 print(f"  {group:33s} {contender:26s} {figures['ratio']:6.2f}  ({spread}){limit}")
+                if counts := figures.get("counts"):
+                    print(f"  {'':33s} {', '.join(f'{count} {name}' for name, count in counts.items())}")
         about = {
             "benchmark": name,
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
