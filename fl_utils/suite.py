@@ -55,7 +55,7 @@ SIGNS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# The data sets of Table 2 and our cards for them; None where there is none (yet).
+# The data sets of Table 2 and our cards for them, or a party of a card; None where there is none (yet).
 TABLE_2: dict[str, str] = {
     "all_age_face": "all_age_faces",
     "appa_real": "appa_real",
@@ -68,8 +68,8 @@ TABLE_2: dict[str, str] = {
     "amazon_movie_review": "amazon",
     "metr_la": "metr_la",
     "pems_bay": "pems_bay",
-    "ign_rating": "games",
-    "video_game_sales": "games",
+    "ign_rating": "games/ign",
+    "video_game_sales": "games/vgsales",
     "movielens_1m": "movielens_1m",
 }
 
@@ -237,10 +237,21 @@ def table_1(shown: Iterable[Shown]) -> dict[str, bool]:
     }
 
 
+def listed(name: str) -> int | None:
+    """How many instances a data set of Table 2 has by its card (:data:`TABLE_2`); None where there is no card."""
+    from fl_utils.data import cards
+
+    card, _, part = TABLE_2.get(name, "").partition("/")
+    if card not in cards.names():
+        return None
+    examples = cards.load(card).examples
+    return instances({part: examples[part]} if part else examples)
+
+
 def instances(examples: Mapping) -> int | None:
-    """How many a card says there are: its readings, or its ``all`` (a number, or a text that begins with one), else
-    the sum of its numbers; None where it does not say."""
-    for key in ("readings", "all"):
+    """How many a card says there are: its readings, its ratings, or its ``all`` (a number, or a text that begins with
+    one), else the sum of its numbers; None where it does not say."""
+    for key in ("readings", "ratings", "all"):
         if key in examples:
             first = str(examples[key]).split()[0]
             return int(first) if first.isdecimal() else None

@@ -101,6 +101,9 @@ def test_table_2_names_data_sets_of_the_paper_and_cards_or_ones_to_come():
     assert suite.instances({"train": 3, "test": {"a": 4, "b": 5}}) == 12
     assert suite.instances({"readings": 34272, "sensors": 207}) == 34272
     assert suite.instances({"all": "many"}) is None
+    assert suite.listed("movielens_1m") == 1_000_209
+    assert suite.listed("ign_rating") == 18_625 and suite.listed("video_game_sales") == 16_598
+    assert suite.listed("million_song") is None
     assert suite.instances({"all": "7911684 reviews, some left out", "part": "1000 of them"}) == 7911684
 
 
