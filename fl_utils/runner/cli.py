@@ -1,4 +1,4 @@
-"""The command ``fl-notebooks``: list, run, report, data.
+"""The command ``fl-notebooks``: list, run, report, export, data.
 
 Exit codes: 0 all ran, 1 some failed (or a check found something), 2 refused before anything ran, 130 stopped by a
 signal.
@@ -193,6 +193,27 @@ def report(layout: Layout, directory: Path | None, readme: bool) -> None:
             click.echo("README.md is written anew" if changed else "README.md is up to date")
     except (reports.ReportError, FileNotFoundError) as error:
         raise Refused(str(error)) from None
+
+
+@main.command()
+@click.argument("notebook", metavar="NOTEBOOK")
+@click.option("--to", required=True, metavar="RUNTIME", help="coreml, litert, executorch or onnx.")
+@click.option("--bits", type=int, default=32, show_default=True, help="Of the weights; what there is, RUNTIME decides.")
+@click.option("--mode", default="", help="How widths below 16 are made (default: the runtime's first).")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: runs/exports/NOTEBOOK)."
+)
+@click.pass_context
+def export(context, notebook, to, bits, mode, out) -> None:
+    """Write the model of NOTEBOOK as a file that a phone can run, and its contract, a JSON, beside it.
+
+    The model is the one that the notebook's latest successful run left; without one, the notebook is run first.
+    """
+    from fl_utils.runner import export as exports
+
+    with _refusing():
+        code = exports.command(context.obj, notebook, to, bits, mode, out, Path.cwd())
+    context.exit(code)
 
 
 @main.group()
