@@ -9,7 +9,7 @@ UV     := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit nbval bench lock clean
+.PHONY: help run test lint unit nbval bench lock ort executorch clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
@@ -30,8 +30,16 @@ bench: $(READY)  ## speeds as ratios measured in one run, into benchmarks/result
 lock: $(READY)  ## compile requirements.txt and environment.yml from pyproject.toml again
 	@$(BIN)/python tests/lock.py
 
+ort: $(READY)  ## .venv-ort, where ONNX Runtime trains (1 GB): M11 uses it where it is there
+	@$(UV) venv --quiet --python 3.11 --clear .venv-ort
+	@$(UV) pip install --quiet --python .venv-ort/bin/python onnxruntime-training==1.19.2 onnx==1.17.0 numpy==2.2.6 protobuf==7.36.2
+
+executorch: $(READY)  ## .venv-executorch, where ExecuTorch trains (7 GB): M11 uses it where it is there
+	@$(UV) venv --quiet --python 3.11 --clear .venv-executorch
+	@$(UV) pip install --quiet --python .venv-executorch/bin/python executorch==1.0.1 torch==2.9.1 torchao==0.14.0 "setuptools<81"
+
 clean:  ## remove the environment, the runs and every cache inside this folder (the user's data cache stays)
-	rm -rf .venv .uv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ort .venv-executorch .uv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One recipe makes the environment; it runs again where the pins or the package's metadata change.
