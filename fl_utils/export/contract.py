@@ -9,6 +9,8 @@
 ``scale`` and ``bias``, one each per colour: the network was trained on ``scale * pixel + bias``, pixels being 0 .. 255.
 ``applied_by`` says who computes that: "caller" (give the file the result) or "model" (give it the pixels).
 ``training``: signature name -> {"inputs": {name: {"shape", "dtype"}}, "outputs": {...}}, empty where there is none.
+Beside signatures stand "state": {"file", "bytes", "sha256"}, the weights to begin with; an input may have a "default",
+an output says what it "gives".
 The sha256 of a folder (Core ML's .mlpackage) is that of its files' ``<sha256>  <path>`` lines, sorted by path.
 """
 
@@ -113,7 +115,7 @@ class Contract:
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path) -> Contract:
-        """Write ``<name>.<runtime>.contract.json`` whole into ``folder``, beside the model; what is read from there."""
+        """Write ``<model's stem>.<runtime>.contract.json`` whole into ``folder``, beside the model; reads it back."""
         path = folder / f"{Path(self.file).name.rpartition('.')[0]}.{self.runtime}{SUFFIX}"
         write_whole(path, self.as_json())
         return load_contract(path)

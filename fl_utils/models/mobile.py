@@ -28,22 +28,8 @@ MOBILENET_V1_CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1
 # First convolution, then the 13 depthwise ones.
 MOBILENET_V1_STRIDES = {
     "stock": (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1),  # Howard et al. 2017, table 1, by its shapes
-    "kuangliu": (
-        1,
-        1,
-        2,
-        1,
-        2,
-        1,
-        2,
-        1,
-        1,
-        1,
-        1,
-        1,
-        2,
-        1,
-    ),  # the same for CIFAR-10: the first convolution keeps its size
+    # The same for CIFAR-10: the first convolution keeps its size.
+    "kuangliu": (1, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1),
     "table_3_2": (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 2),  # as printed, by Howard et al. too; 7 x 7 becomes 4 x 4
 }
 SHUFFLENET_V1_CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # of the first stage, by groups; then twice, 4 times
