@@ -29,8 +29,9 @@ Commitments are SHA-256 over session, step, chunk, party, message and 16 random 
 
 What it has: security with abort against n - 1 actively corrupted parties. An opened y that differs from the sum in its
 low k bits passes with probability at most 2^(-s + log2(s + 1)) (Cramer et al. 2018, theorem 1; 2^-27 at s = 32), and a
-party that sends different eps_i to different parties passes with at most 2^-s. Nothing about an honest vector beyond
-the average is seen before or after.
+party that sends different eps_i to different parties with at most 2^-s, where they differ in their low k bits (above
+these a difference that passes changes neither the sum nor the check). Nothing about an honest vector beyond the average
+is seen before or after.
 What it has not: the dealer is trusted (it is PySyft's "crypto provider": with one party it could read and forge);
 whoever aborts may already have seen a chunk of the result, and honest parties may end without it (no fairness); a
 party may put in any vector it likes (poisoning), and the average itself speaks about its inputs: of two parties each
