@@ -8,11 +8,9 @@ crypten    CrypTen's arithmetic shares between processes (semi-honest; its masks
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -23,6 +21,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from fl_utils import orders
 from fl_utils.aggregation import fedavg
 from fl_utils.secure.certificates import make_certificates
 from fl_utils.secure.fixed_point import FixedPoint
@@ -237,18 +236,7 @@ class Parties:
         return out
 
     def _start(self) -> None:
-        root = str(Path(__file__).parents[2])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "fl_utils.secure.party"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-            )
-            for _ in self._names
-        ]
+        self._processes = [orders.start("fl_utils.secure.party") for _ in self._names]
 
     def _stop(self) -> None:
         for process in self._processes:
@@ -257,15 +245,8 @@ class Parties:
         self._processes = []
 
     def _say(self, id: int, job: dict) -> None:
-        try:
-            self._processes[id].stdin.write(json.dumps(job) + "\n")
-            self._processes[id].stdin.flush()
-        except OSError:
-            pass  # it is dead: its silence says so below
+        orders.say(self._processes[id], job)
 
     def _hear(self, id: int) -> dict:
-        line = self._processes[id].stdout.readline()
-        if not line:
-            code = self._processes[id].wait()
-            return {"ok": False, "error": f"its process ended ({code})", "party": self._names[id], "phase": ""}
-        return json.loads(line)
+        report = orders.hear(self._processes[id])
+        return report if self._processes[id].returncode is None else report | {"party": self._names[id], "phase": ""}

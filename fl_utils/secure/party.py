@@ -10,14 +10,11 @@ vector, is the dealer. The process imports no torch, and ends with its standard 
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from contextlib import suppress
 
 import numpy as np
 
-from fl_utils import links
+from fl_utils import links, orders
 from fl_utils.experiment import peak_mb
 from fl_utils.secure import additive, spdz
 
@@ -75,26 +72,7 @@ def average(job: dict, listener) -> dict:
 
 def main() -> None:
     """Answer line by line until the input ends."""
-    listener = None
-    for line in sys.stdin:
-        try:
-            job = json.loads(line)
-            if job["do"] == "listen":
-                listener = links.listen(job.get("host", "127.0.0.1"))
-                answer = {"address": listener.getsockname()[:2]}
-            else:
-                answer = average(job, listener)
-        except links.LinkError as error:
-            about = {"party": error.party, "phase": error.phase, "reason": error.reason}
-            answer = {"ok": False, "error": str(error), **about}
-        except Exception as error:
-            answer = {"ok": False, "error": f"{type(error).__name__}: {error}", "kind": type(error).__name__}
-        finally:
-            if listener is not None and job.get("do") != "listen":
-                with suppress(OSError):
-                    listener.close()
-                listener = None
-        print(json.dumps(answer), flush=True)
+    orders.serve(average, lambda error: f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -10,19 +10,16 @@ is made in its process and stays there.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fl_utils import links
+from fl_utils import links, orders
 from fl_utils.experiment import peak_mb
 from fl_utils.vertical import encryption
 from fl_utils.vertical.channel import Channel
@@ -122,26 +119,7 @@ def _ratings(channel: Channel, terms: Terms, job: dict, data: dict, trace: list,
 
 def main() -> None:
     """Answer line by line until the input ends."""
-    listener = None
-    for line in sys.stdin:
-        try:
-            job = json.loads(line)
-            if job["do"] == "listen":
-                listener = links.listen(job.get("host", "127.0.0.1"))
-                answer = {"address": listener.getsockname()[:2]}
-            else:
-                answer = take_part(job, listener)
-        except links.LinkError as error:
-            about = {"party": error.party, "phase": error.phase, "reason": error.reason}
-            answer = {"ok": False, "error": str(error), **about}
-        except Exception as error:
-            answer = {"ok": False, "error": str(error), "kind": type(error).__name__}
-        finally:
-            if listener is not None and job.get("do") != "listen":
-                with suppress(OSError):
-                    listener.close()
-                listener = None
-        print(json.dumps(answer), flush=True)
+    orders.serve(take_part)
 
 
 if __name__ == "__main__":

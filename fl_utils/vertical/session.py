@@ -6,11 +6,7 @@ This is the experimenter's seat, who may see both sides to compare them; the par
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -19,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fl_utils import orders
 from fl_utils.vertical.encryption import Counts
 from fl_utils.vertical.joint import Terms
 
@@ -100,7 +97,7 @@ def train(
     """
     _check(features, ratings)
     terms.check_rows(len(ratings.train))
-    orders = {
+    given = {
         "features": ({"train": features.train, "test": features.test, "ids": features.ids}, features.seed, {}),
         "ratings": (
             {"train": ratings.train, "ratings": ratings.ratings, "test": ratings.test, "ids": ratings.ids},
@@ -112,20 +109,21 @@ def train(
     with tempfile.TemporaryDirectory(prefix="fl-vertical-") as folder:
         processes, places = {}, {}
         try:
-            for role, (arrays, _, _) in orders.items():
+            for role, (arrays, _, _) in given.items():
                 places[role] = Path(folder) / role
                 places[role].mkdir()
                 with (places[role] / "data.npz").open("wb") as handle:
                     np.savez(handle, **arrays)
-                processes[role] = _started(places[role])
-            address = _heard(_said(processes["features"], {"do": "listen"}), "features").get("address")
-            for role, (_, seed, more) in orders.items():
+                processes[role] = orders.start("fl_utils.vertical.party", places[role])
+            orders.say(processes["features"], {"do": "listen"})
+            address = orders.hear(processes["features"]).get("address")
+            for role, (_, seed, more) in given.items():
                 job = {"do": "train", "role": role, "terms": asdict(terms), "seed": seed, "secret": secret, **more}
                 job |= {"data": str(places[role] / "data.npz"), "out": str(places[role] / "out.npz")}
                 job |= {"address": address, "timeout": timeout, "trace": trace}
                 interference(role, job)
-                _said(processes[role], job)
-            reports = {role: _heard(processes[role], role) for role in ROLES}
+                orders.say(processes[role], job)
+            reports = {role: orders.hear(processes[role]) for role in ROLES}
         finally:
             for process in processes.values():
                 process.kill()
@@ -148,30 +146,6 @@ def _check(features: FeatureData, ratings: RatingData) -> None:
             raise ValueError(f"features: {features.train.shape[1]} in training, {features.test.shape[1]} in the test")
     if len(ratings.ratings) != len(ratings.train):
         raise ValueError(f"ratings: {len(ratings.ratings)} for {len(ratings.train)} training rows")
-
-
-def _started(place: Path) -> subprocess.Popen:
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    command = [sys.executable, "-m", "fl_utils.vertical.party"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(command, **pipes, text=True, env=environment, cwd=place)
-
-
-def _said(process: subprocess.Popen, order: dict) -> subprocess.Popen:
-    try:
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-    except OSError:
-        pass  # it is dead: its silence says so below
-    return process
-
-
-def _heard(process: subprocess.Popen, role: str) -> dict:
-    line = process.stdout.readline()
-    if not line:
-        return {"ok": False, "error": f"its process ended ({process.wait()})"}
-    return json.loads(line)
 
 
 def _loaded(path: Path) -> dict[str, np.ndarray]:
