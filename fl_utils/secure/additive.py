@@ -31,11 +31,9 @@ def party(
 
     Raises as :func:`fl_utils.secure.spdz.party` does, but for a wrong share, which nothing here can see.
     """
-    if vector.shape != (terms.length,) or vector.dtype != np.float32:
-        raise ValueError(f"vector is {vector.dtype} {vector.shape}: the terms say float32 ({terms.length},)")
     if terms.value_bits != 32:
         raise ValueError(f"value_bits is {terms.value_bits}: additive sharing runs over Z_2^32, want 32")
-    terms.numbers.check(vector, terms.weight(mesh.id), terms.parties)
+    terms.check(vector, mesh.id)
     try:
         at("hello", 0)
         agree(mesh, terms)

@@ -30,7 +30,7 @@ def average(job: dict, listener) -> dict:
     vector = out = None
     if not dealer:
         vector = out = np.memmap(job["vector"], dtype="<f4", mode="r+", shape=(terms.length,))  # read, then overwritten
-        terms.numbers.check(vector, terms.weight(id), terms.parties)
+        terms.check(vector, id)
     mesh = links.connect(id, names, addresses, listener, bytes.fromhex(job["secret"]), job["timeout"], tls)
     started, used = time.perf_counter(), time.process_time()
     phase = "connect"

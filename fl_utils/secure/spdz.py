@@ -100,6 +100,12 @@ class Terms:
         """The share of all examples that party ``id`` has."""
         return self.num_examples[id] / sum(self.num_examples)
 
+    def check(self, vector: np.ndarray, id: int) -> None:
+        """Raise ValueError where party ``id``'s ``vector`` is not float32 [d], or holds what the bits do not."""
+        if vector.shape != (self.length,) or vector.dtype != np.float32:
+            raise ValueError(f"vector is {vector.dtype} {vector.shape}: the terms say float32 ({self.length},)")
+        self.numbers.check(vector, self.weight(id), self.parties)
+
     def chunks(self) -> list[slice]:
         """The parts of a vector that go through the protocol one after the other."""
         return [slice(at, min(at + self.chunk, self.length)) for at in range(0, self.length, self.chunk)]
@@ -175,9 +181,7 @@ def party(
     Raises ValueError before anything is sent where the vector does not fit the terms, and LinkError, naming party and
     phase, where the protocol stops; ``out`` then holds no average (it is filled with NaN).
     """
-    if vector.shape != (terms.length,) or vector.dtype != np.float32:
-        raise ValueError(f"vector is {vector.dtype} {vector.shape}: the terms say float32 ({terms.length},)")
-    terms.numbers.check(vector, terms.weight(mesh.id), terms.parties)
+    terms.check(vector, mesh.id)
     try:
         at("hello", 0)
         agree(mesh, terms)
