@@ -138,13 +138,9 @@ def run(
     Raises ValueError for bad input before anything is trained.
     """
     schedule = [local.local_epochs] * rounds if isinstance(rounds, int) else list(rounds)
-    _check(clients, schedule, client_fraction, on_failure, evaluate_every)
+    check(clients, schedule, client_fraction, on_failure, evaluate_every)
     by_id = {client.id: client for client in clients}
-    trainer = _build(build, device, seed)
-    vector = trainer.vector.detach().cpu().clone()
-    if initial is not None:
-        trainer.layout.check(initial)
-        vector.copy_(initial)
+    trainer, vector = begin(build, device, seed, initial)
 
     identity = _identity(trainer, vector, clients, local, client_fraction, seed, rule, train) if checkpoint else {}
     result = Result(vector)
@@ -182,13 +178,22 @@ def run(
     return result
 
 
-def _build(build: Callable[[], nn.Module], device: str, seed: int) -> Trainer:
+def begin(
+    build: Callable[[], nn.Module], device: str, seed: int, initial: torch.Tensor | None = None
+) -> tuple[Trainer, torch.Tensor]:
+    """A trainer, built under ``seed``, and the first state vector (float32 [d]): ``initial`` or the model's own."""
     with drawing():
         torch.manual_seed(seed)
-        return Trainer(build, device)
+        trainer = Trainer(build, device)
+    vector = trainer.vector.detach().cpu().clone()
+    if initial is not None:
+        trainer.layout.check(initial)
+        vector.copy_(initial)
+    return trainer, vector
 
 
-def _check(clients: Sequence[Client], schedule: list[int], fraction: float, on_failure: str, every: int) -> None:
+def check(clients: Sequence[Client], schedule: list[int], fraction: float, on_failure: str, every: int) -> None:
+    """Raise ValueError where clients or settings of a federation do not fit, naming which. schedule: local epochs."""
     if not clients:
         raise ValueError("clients is empty: a federation needs at least one")
     ids = [client.id for client in clients]

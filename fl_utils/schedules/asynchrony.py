@@ -25,7 +25,7 @@ from torch import nn
 from fl_utils import wire
 from fl_utils.aggregation import polyak
 from fl_utils.cohorts import Client, FederationError
-from fl_utils.federation import Train, _build, _check, train_locally
+from fl_utils.federation import Train, begin, check, train_locally
 from fl_utils.schedules.trainings import Failed, Trainings
 from fl_utils.training import LocalTraining, Trainer
 
@@ -146,15 +146,11 @@ def asynchronous(
 
     Raises ValueError for bad input before anything is trained.
     """
-    _check(clients, [local.local_epochs], 1.0, on_failure, evaluate_every)
+    check(clients, [local.local_epochs], 1.0, on_failure, evaluate_every)
     _check_own(updates, alpha, staleness_exponent)
     seconds = client_seconds(clients, seed) if durations is None else _checked(durations, clients)
     by_id = {client.id: client for client in clients}
-    trainer = _build(build, device, seed)
-    vector = trainer.vector.detach().cpu().clone()
-    if initial is not None:
-        trainer.layout.check(initial)
-        vector.copy_(initial)
+    trainer, vector = begin(build, device, seed, initial)
 
     result = AsynchronousResult(vector)
     arrivals = timetable({id: seconds[id] for id in by_id}, updates)

@@ -25,7 +25,7 @@ from torch import nn
 from fl_utils import wire
 from fl_utils.aggregation import fedavg
 from fl_utils.cohorts import Client, FederationError
-from fl_utils.federation import Train, _build, _check, train_locally
+from fl_utils.federation import Train, begin, check, train_locally
 from fl_utils.schedules.trainings import Failed, Trainings
 from fl_utils.training import LocalTraining, Trainer
 
@@ -168,16 +168,12 @@ def gossip(
     Raises ValueError for bad input before anything is trained.
     """
     schedule = [local.local_epochs] * rounds if isinstance(rounds, int) else list(rounds)
-    _check(clients, schedule, 1.0, on_failure, evaluate_every)
+    check(clients, schedule, 1.0, on_failure, evaluate_every)
     by_id = {client.id: client for client in clients}
     neighbours = neighbourhoods(graph, by_id)
     examples = {id: len(client) for id, client in by_id.items()}
     weights = mixing(neighbours, examples)
-    trainer = _build(build, device, seed)
-    vector = trainer.vector.detach().cpu().clone()
-    if initial is not None:
-        trainer.layout.check(initial)
-        vector.copy_(initial)
+    trainer, vector = begin(build, device, seed, initial)
 
     result = GossipResult(dict.fromkeys(by_id, vector), vector)
     with Trainings(build, train, device, seed, trainer, executor, client_timeout) as trainings:
