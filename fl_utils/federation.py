@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from torch import nn
 from fl_utils import checkpoints
 from fl_utils.aggregation import fedavg_stream, polyak
 from fl_utils.cohorts import Client, ClientDropped, FederationError, Round, client_task, draw, updates
+from fl_utils.terraces import Terraces
 from fl_utils.training import LocalTraining, Trainer, check_examples, drawing
 
 __all__ = [
@@ -106,7 +107,7 @@ def run(
     clients: Sequence[Client],
     *,
     rounds: int | Sequence[int],
-    local: LocalTraining,
+    local: LocalTraining | Terraces,
     client_fraction: float = 1.0,
     seed: int = 0,
     initial: torch.Tensor | None = None,
@@ -125,6 +126,7 @@ def run(
 
     build: makes the model (its architecture; a picklable callable where an executor has other processes).
     rounds: how many, or the local epochs of each (:func:`intervals`); ``local.local_epochs`` holds for a number.
+    local: how a client trains in every round, or :class:`Terraces`, which lower the rate when the accuracy stalls.
     client_fraction: C, in (0, 1]. initial: the first state vector (float32 [d]); by default ``build()``'s own under
     ``torch.manual_seed(seed)``. rule: combines the vectors. train: what a client does; returns its loss.
     on_failure: a client that raises, drops out, is silent for ``client_timeout`` seconds (with an executor) or returns
@@ -137,12 +139,17 @@ def run(
 
     Raises ValueError for bad input before anything is trained.
     """
-    schedule = [local.local_epochs] * rounds if isinstance(rounds, int) else list(rounds)
+    terraces = local if isinstance(local, Terraces) else Terraces(local, lowerings=0)
+    schedule = [terraces.local.local_epochs] * rounds if isinstance(rounds, int) else list(rounds)
     check(clients, schedule, client_fraction, on_failure, evaluate_every)
+    if terraces.lowerings and terraces.metric != "train_loss" and evaluate is None:
+        raise ValueError(
+            f"local lowers its rate by {terraces.metric!r}, but evaluate is None: nothing would measure it"
+        )
     by_id = {client.id: client for client in clients}
     trainer, vector = begin(build, device, seed, initial)
 
-    identity = _identity(trainer, vector, clients, local, client_fraction, seed, rule, train) if checkpoint else {}
+    identity = _identity(trainer, vector, clients, terraces, client_fraction, seed, rule, train) if checkpoint else {}
     result = Result(vector)
     if checkpoint and Path(checkpoint).exists():
         result.vector, past = checkpoints.load(checkpoint, identity, schedule)
@@ -151,7 +158,8 @@ def run(
     for number in range(len(result.rounds), len(schedule)):
         started = time.perf_counter()
         this_round = Round(number, draw(list(by_id), client_fraction, seed, number), {}, 0.0, 0, 0, 0.0)
-        task = partial(client_task, build, device, train, local.for_epochs(schedule[number]), seed, number)
+        settings = terraces.after(result.rounds).for_epochs(schedule[number])
+        task = partial(client_task, build, device, train, settings, seed, number)
         arrivals = updates(
             task,
             trainer,
@@ -221,7 +229,7 @@ def _check_new(new: torch.Tensor, old: torch.Tensor, this_round: Round) -> None:
         )
 
 
-def _identity(trainer, vector, clients, local, fraction, seed, rule, train) -> dict:
+def _identity(trainer, vector, clients, terraces, fraction, seed, rule, train) -> dict:
     """What a checkpoint must agree in with the run that goes on from it."""
 
     def crc(tensor: torch.Tensor) -> int:
@@ -231,8 +239,9 @@ def _identity(trainer, vector, clients, local, fraction, seed, rule, train) -> d
         function, extra = (function.func, function.keywords) if isinstance(function, partial) else (function, {})
         return f"{getattr(function, '__qualname__', type(function).__qualname__)}{extra or ''}"
 
-    settings = asdict(local.for_epochs(1))
-    settings["augment"] = name(local.augment) if local.augment else ""
+    local = terraces.local.for_epochs(1)
+    settings = asdict(replace(terraces, local=local))
+    settings["local"]["augment"] = name(local.augment) if local.augment else ""
     return {
         "seed": seed,
         "model": [list(trainer.layout.names), [list(shape) for shape in trainer.layout.shapes]],

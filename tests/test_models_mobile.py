@@ -222,3 +222,34 @@ def test_wrong_parameters_are_one_clear_error(build, message):
     with pytest.raises(ValueError, match=message) as error:
         build()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("strides", mobile.MOBILENET_V2_STRIDES)
+def test_a_shallow_mobilenet_v2_keeps_the_strides_and_the_shapes(strides):
+    def sides(model):
+        rows = costs.count(model, (3, 32, 32)).kinds("Conv2d")
+        return [row.output_shape[-1] for row in rows]
+
+    with torch.device("meta"):
+        whole, shallow = (mobile.mobilenet_v2(10, strides, width=0.25, blocks=n) for n in (0, 1))
+        assert len(shallow.features) == 1 + 7 + 1
+        assert list(dict.fromkeys(sides(whole))) == list(dict.fromkeys(sides(shallow)))
+        assert size_of(mobile.mobilenet_v2(10, strides, width=0.25, blocks=4)) == size_of(whole)
+    with pytest.raises(ValueError, match="blocks is -1"):
+        mobile.mobilenet_v2(10, blocks=-1)
+
+
+def test_channels_last_changes_no_gradient():
+    torch.manual_seed(0)
+    ours = mobile.mobilenet_v2(5, "kuangliu", width=0.25, dropout=0.0, blocks=1).double().train()
+    x = torch.rand(6, 3, 16, 16, dtype=torch.double)
+    plain = torch.autograd.grad(published.MobileNetV2.forward(ours, x).square().sum(), list(ours.parameters()))
+    last = torch.autograd.grad(ours(x).square().sum(), list(ours.parameters()))
+    assert all(torch.allclose(one, other, atol=1e-9, rtol=1e-7) for one, other in zip(plain, last, strict=True))
+
+
+def test_a_shallow_shufflenet_v2_has_so_many_units_a_stage():
+    with torch.device("meta"):
+        assert [len(mobile.shufflenet_v2(10, 0.5, units=5).get_submodule(f"stage{n}")) for n in (2, 3, 4)] == [4, 5, 4]
+    with pytest.raises(ValueError, match="units is 0.5"):
+        mobile.shufflenet_v2(10, 0.5, units=0.5)
