@@ -251,5 +251,5 @@ def test_channels_last_changes_no_gradient():
 def test_a_shallow_shufflenet_v2_has_so_many_units_a_stage():
     with torch.device("meta"):
         assert [len(mobile.shufflenet_v2(10, 0.5, units=5).get_submodule(f"stage{n}")) for n in (2, 3, 4)] == [4, 5, 4]
-    with pytest.raises(ValueError, match="units is 0.5"):
-        mobile.shufflenet_v2(10, 0.5, units=0.5)
+    with pytest.raises(ValueError, match="units is 'half'"):
+        mobile.shufflenet_v2(10, 0.5, units="half")
