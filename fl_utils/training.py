@@ -30,8 +30,9 @@ class LocalTraining:
     batch_size: B; 0 takes all of the client's examples as one batch. learning_rate: eta.
     optimizer: "sgd" (with ``momentum`` and ``weight_decay``) or "adam". Its state begins anew in every round.
     clip_norm: gradients longer than this are scaled to it; 0 leaves them alone.
-    loss: "cross_entropy" (outputs [N, classes]), "binary_cross_entropy" (outputs [N], logits) or "masked_absolute"
-    (outputs as the float targets; the mean absolute error where a target is neither 0, a missing reading, nor NaN).
+    loss: "cross_entropy" (outputs [N, classes]), "binary_cross_entropy" (outputs [N], logits), "masked_absolute"
+    (outputs as the float targets; the mean absolute error where a target is neither 0, a missing reading, nor NaN), or
+    "own": the model's method ``loss(outputs, targets)``, for losses with weights of their own.
     augment: ``f(x, generator) -> x`` applied to each training batch; a module-level function, since it travels.
     """
 
@@ -59,8 +60,8 @@ class LocalTraining:
             raise ValueError(f"optimizer is {self.optimizer!r}: want 'sgd' or 'adam'")
         if self.momentum and self.optimizer == "adam":
             raise ValueError("momentum is set with optimizer 'adam': it belongs to 'sgd'")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss is {self.loss!r}: want one of {', '.join(map(repr, LOSSES))}")
+        if self.loss not in (*LOSSES, "own"):
+            raise ValueError(f"loss is {self.loss!r}: want one of {', '.join(map(repr, LOSSES))} or 'own'")
 
     def for_epochs(self, local_epochs: int) -> LocalTraining:
         """The same training with another number of local epochs."""
@@ -121,7 +122,7 @@ class Trainer:
         example or the lengths differ.
         """
         check_examples(x, y)
-        criterion, step = LOSSES[local.loss], _stepper(self.trainable, local)
+        criterion, step = self._criterion(local.loss), _stepper(self.trainable, local)
         losses = []
         self.model.train()
         with drawing(self.device):
@@ -137,6 +138,11 @@ class Trainer:
                     total += loss.detach() * len(targets)
                 losses.append(total.item() / len(x))
         return losses
+
+    def _criterion(self, loss: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        if loss == "own" and not callable(getattr(self.model, "loss", None)):
+            raise ValueError(f"loss is 'own', but {type(self.model).__name__} has no method loss(outputs, targets)")
+        return self.model.loss if loss == "own" else LOSSES[loss]
 
     @torch.inference_mode()
     def outputs(self, x: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
