@@ -1,6 +1,6 @@
 """The losses of the face benchmark: softmax, center, SphereFace, CosFace, ArcFace (Wang and Guo 2019, section 2.2).
 
-    build = partial(recogniser, partial(small, "resnet10", 30), "arcface", 30)
+    build = partial(recogniser, partial(small, "resnet10", 30), "arcface")
     trainer = Trainer(build)
     trainer.train(x, y, LocalTraining(loss="own", ...), seed)
     verification.features(trainer, pictures)
@@ -17,6 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.nn import functional
+
+from fl_utils.models.faces import FaceNetwork
 
 LOSSES = ("softmax", "center", "sphereface", "cosface", "arcface")
 
@@ -61,36 +63,38 @@ class CenterLoss(Softmax):
 class Recogniser(nn.Module):
     """See :func:`recogniser`."""
 
-    def __init__(self, network: nn.Module, head: nn.Module):
+    def __init__(self, network: FaceNetwork, head: nn.Module):
         super().__init__()
         self.network, self.head = network, head
+        network.classifier = nn.Identity()
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The features [N, d] of ``images`` [N, C, H, W]."""
-        return self.network(images)
+        return self.network.features(images)
 
-    forward = features
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network.dropout(self.features(images))
 
     def loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The mean loss of ``features`` [N, d] for identities ``targets`` [N]."""
         return self.head(features, targets)
 
 
-def recogniser(network: Callable[[], nn.Module], loss: str, classes: int, features: int, **settings) -> Recogniser:
-    """A network that gives ``features`` numbers for a picture, and the loss that trains it to tell ``classes`` people.
+def recogniser(network: Callable[[], FaceNetwork], loss: str, **settings) -> Recogniser:
+    """A face network whose last layer is ``loss``, trained by :class:`LocalTraining` with loss "own".
 
-    loss: one of :data:`LOSSES`. settings: weight and rate (center), margin and scale (the margin losses, as
+    network: makes one, for instance ``partial(small, "resnet10", classes)``; its last layer gives way to the loss'
+    weights. loss: one of :data:`LOSSES`. settings: weight and rate (center), margin and scale (the margin losses, as
     pytorch-metric-learning takes them: SphereFace's m a whole number, CosFace's m of the cosine, ArcFace's in degrees).
-    Raises ValueError on a loss, a setting or a number that is none.
+    Raises ValueError on a loss or a setting that there is not.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}: want one of {', '.join(map(repr, LOSSES))}")
-    if classes < 2 or features < 1:
-        raise ValueError(f"classes is {classes}, features {features}: want at least 2 identities and 1 number")
     known = {"softmax": (), "center": ("weight", "rate")}.get(loss, ("margin", "scale"))
     if unknown := [name for name in settings if name not in known]:
         raise ValueError(f"{loss} has no setting {unknown[0]!r}: want {' or '.join(known) or 'none'}")
-    return Recogniser(network(), _head(loss, classes, features, settings))
+    built = network()
+    return Recogniser(built, _head(loss, built.classifier.out_features, built.width, settings))
 
 
 def _head(loss: str, classes: int, features: int, settings: dict) -> nn.Module:
