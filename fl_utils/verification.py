@@ -20,6 +20,8 @@ from torch import nn
 
 from fl_utils.training import Trainer
 
+UNDETECTED = ("refuse", "wrong", "left out")  # pairs with a picture in which no face was found
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -122,25 +124,51 @@ def features(
     return torch.cat(parts)
 
 
-def similarities(features: torch.Tensor | np.ndarray, pairs: Pairs) -> np.ndarray:
+def similarities(
+    features: torch.Tensor | np.ndarray, pairs: Pairs, found: Sequence[bool] | np.ndarray | None = None
+) -> np.ndarray:
     """The cosine of the angle between the two ``features`` (float [N, d]) of each pair: float64 [pairs], -1 to 1.
 
-    Raises ValueError where a picture's features are all zero or not finite: they have no direction; and where a pair
-    names a picture that has no features.
+    found: bool [N], False for a picture in which no face was found: what its features are does not matter, and a pair
+    with it has no similarity (not a number). What becomes of such a pair the scoring is told: :data:`UNDETECTED`.
+    Raises ValueError where another picture's features are all zero or not finite: they have no direction; and where a
+    pair names a picture that has no features.
     """
     rows = np.asarray(features, dtype=np.float64)
     highest = max(pairs.first.max(initial=-1), pairs.second.max(initial=-1))
     if highest >= len(rows) or min(pairs.first.min(initial=0), pairs.second.min(initial=0)) < 0:
         raise ValueError(f"pairs name pictures up to {highest}, features are of {len(rows)}: want the same pictures")
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not (np.isfinite(lengths).all() and (lengths > 0).all()):
-        worst = int(np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))[0])
-        raise ValueError(f"the features of picture {worst} have length {lengths[worst, 0]}: they have no direction")
-    rows = rows / lengths
+    if found is None:
+        rows = directions(rows)
+    else:
+        found = np.asarray(found, dtype=bool)
+        if found.shape != (len(rows),):
+            raise ValueError(f"found has shape {found.shape}: want one entry for each of {len(rows)} pictures")
+        rows = directions(np.where(found[:, None], rows, 1.0))
+        rows[~found] = np.nan
     return np.einsum("nd,nd->n", rows[pairs.first], rows[pairs.second])
 
 
-def kfold_accuracy(similarities: np.ndarray, same: np.ndarray, folds: int | np.ndarray = 10, seed: int = 0) -> KFold:
+def directions(features: torch.Tensor | np.ndarray, what: str = "picture") -> np.ndarray:
+    """Each row of ``features`` ([N, d]) divided by its length, float64. Raises ValueError on one without direction."""
+    rows = np.asarray(features, dtype=np.float64)
+    if rows.ndim != 2:
+        raise ValueError(f"features have shape {rows.shape}: want [N, d]")
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    usable = np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)
+    if not usable.all():
+        worst = int(np.flatnonzero(~usable)[0])
+        raise ValueError(f"the features of {what} {worst} have length {lengths[worst, 0]}: they have no direction")
+    return rows / lengths
+
+
+def kfold_accuracy(
+    similarities: np.ndarray,
+    same: np.ndarray,
+    folds: int | np.ndarray = 10,
+    seed: int = 0,
+    undetected: str = "refuse",
+) -> KFold:
     """Accuracy of "same person where the similarity reaches a threshold", the threshold chosen on the other folds.
 
     similarities, same: float and bool [N]. folds: each pair's fold (int [N], as ``Pairs.folds``), or a number of folds
@@ -148,10 +176,18 @@ def kfold_accuracy(similarities: np.ndarray, same: np.ndarray, folds: int | np.n
     highest accuracy on all other folds (of several, the highest), half-way to the next lower similarity there.
     The standard deviation is that of a sample of folds (n - 1).
 
+    undetected: what becomes of a pair without a similarity, one of :data:`UNDETECTED`. Wang and Guo 2019 drop a picture
+    without a face from training only (section 4.1) and give their accuracy over all 6,000 pairs of LFW (section 3.2):
+    "wrong" is theirs. Such a pair has no part in choosing thresholds.
+
     Raises ValueError where there is no genuine or no impostor pair, in all or beside a fold, fewer than two folds or
     more folds than pairs of either kind.
     """
-    similarities, same = _checked(similarities, same)
+    similarities, same, known = _checked(similarities, same, undetected)
+    if undetected == "left out":
+        if np.shape(folds) == same.shape:
+            folds = np.asarray(folds)[known]
+        similarities, same, known = similarities[known], same[known], known[known]
     if isinstance(folds, int | np.integer):
         fewest = int(min(same.sum(), (~same).sum()))
         if not 2 <= folds <= fewest:
@@ -168,11 +204,13 @@ def kfold_accuracy(similarities: np.ndarray, same: np.ndarray, folds: int | np.n
             )
         parts = ((np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds))
     accuracies, thresholds = [], []
-    for others, fold in parts:
+    for rest, fold in parts:
+        others = rest[known[rest]]
         if same[others].all() or not same[others].any():
             raise ValueError("the pairs outside of one fold are all genuine or all impostor: no threshold follows")
         thresholds.append(_best_threshold(similarities[others], same[others]))
-        accuracies.append(np.mean((similarities[fold] >= thresholds[-1]) == same[fold]))
+        right = (similarities[fold] >= thresholds[-1]) == same[fold]
+        accuracies.append(np.mean(right & known[fold]))
     return KFold(float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)), np.array(thresholds))
 
 
@@ -187,30 +225,54 @@ def _best_threshold(similarities: np.ndarray, same: np.ndarray) -> float:
     return float(thresholds[best : best + 2].mean())
 
 
-def tar_at_far(similarities: np.ndarray, same: np.ndarray, far: float) -> float:
+def tar_at_far(similarities: np.ndarray, same: np.ndarray, far: float, undetected: str = "refuse") -> float:
     """The share of genuine pairs accepted (true accept rate) where at most ``far`` of the impostor pairs are.
 
-    similarities, same: float and bool [N]. Raises ValueError where there is no genuine or no impostor pair, where
-    ``far`` is not between 0 and 1, and where the impostor pairs are too few for it: one of them must fit into ``far``.
+    similarities, same: float and bool [N]. undetected: as for :func:`kfold_accuracy`, where with "wrong" a pair without
+    a similarity is never accepted: a genuine one is an error at any threshold, an impostor one stays among the impostor
+    pairs that ``far`` is a share of. Raises ValueError where there is no genuine or no impostor pair, and as
+    :func:`impostors_accepted`.
     """
-    similarities, same = _checked(similarities, same)
-    if not 0 < far < 1:
-        raise ValueError(f"far is {far}: want a share between 0 and 1, such as 0.01")
-    impostors, wanted = int((~same).sum()), int(np.ceil(1 / far - 1e-9))
-    if impostors < wanted:
-        raise ValueError(f"far is {far} with {impostors} impostor pairs: one of them is more; want {wanted} at least")
+    similarities, same, known = _checked(similarities, same, undetected)
+    if undetected == "left out":
+        similarities, same = similarities[known], same[known]
+    else:
+        similarities = np.where(known, similarities, similarities[known].min() - 1)
+    most = impostors_accepted(far, int((~same).sum()))
     from sklearn.metrics import roc_curve
 
     false, true, _ = roc_curve(same, similarities, drop_intermediate=False)
-    return float(true[np.rint(false * impostors) <= far * impostors + 1e-9].max())
+    return float(true[np.rint(false * (~same).sum()) <= most].max())
 
 
-def _checked(similarities: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def impostors_accepted(far: float, impostors: int) -> int:
+    """How many of the ``impostors`` pairs may be accepted at the false accept rate ``far``, at least one.
+
+    Raises ValueError where ``far`` is not between 0 and 1, and where the impostor pairs are too few for it: one of them
+    must fit into ``far``.
+    """
+    if not 0 < far < 1:
+        raise ValueError(f"far is {far}: want a share between 0 and 1, such as 0.01")
+    wanted = int(np.ceil(1 / far - 1e-9))
+    if impostors < wanted:
+        raise ValueError(f"far is {far} with {impostors} impostor pairs: one of them is more; want {wanted} at least")
+    return int(far * impostors + 1e-9)
+
+
+def _checked(similarities: np.ndarray, same: np.ndarray, undetected: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Both as arrays, and which pairs have a similarity (all, where ``undetected`` is "refuse")."""
     similarities, same = np.asarray(similarities, dtype=np.float64), np.asarray(same, dtype=bool)
+    if undetected not in UNDETECTED:
+        raise ValueError(f"undetected is {undetected!r}: want one of {', '.join(map(repr, UNDETECTED))}")
     if similarities.shape != same.shape or same.ndim != 1:
         raise ValueError(f"similarities have shape {similarities.shape}, same has {same.shape}: want [N] and [N]")
-    if not np.isfinite(similarities).all():
-        raise ValueError(f"similarity {int(np.flatnonzero(~np.isfinite(similarities))[0])} is not finite")
-    if same.all() or not same.any():
-        raise ValueError(f"{len(same)} pairs, {int(same.sum())} of them genuine: want genuine and impostor pairs")
-    return similarities, same
+    known = np.isfinite(similarities)
+    refused = ~known if undetected == "refuse" else np.isinf(similarities)
+    if refused.any():
+        raise ValueError(f"similarity {int(np.flatnonzero(refused)[0])} is not finite")
+    if same[known].all() or not same[known].any():
+        left = "" if known.all() else f" ({int((~known).sum())} more without a face)"
+        raise ValueError(
+            f"{int(known.sum())} pairs{left}, {int(same[known].sum())} of them genuine: want genuine and impostor pairs"
+        )
+    return similarities, same, known

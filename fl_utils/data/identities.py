@@ -12,39 +12,71 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from fl_utils.data import alignment, fetch
 from fl_utils.data.cards import DataNotFound, Location
 from fl_utils.data.examples import Examples
+from fl_utils.detection import enlarged
 from fl_utils.verification import Pairs
 
 NAMES = ("orl_faces", "bupt_balancedface", "rfw")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".pgm", ".bmp")
-ALIGNMENTS = ("centre", "landmarks")
+ALIGNMENTS = ("centre", "landmarks", "box")
 File = Path | zipfile.Path
+Entry = tuple[str, str]  # an identity and the stem of a picture's name
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """Pictures of which some are not usable: ``found`` (bool [N]) says which are, ``failures`` of each other row why it
+    is not ("identity/file: reason"); it is black in ``examples``, so that a list of pairs still fits the rows."""
+
+    examples: Examples
+    found: np.ndarray
+    failures: Mapping[int, str]
+
+    def usable(self) -> Examples:
+        """Those that are: what training takes (Wang and Guo 2019, section 4.1: the others are discarded)."""
+        rows = torch.from_numpy(self.found)
+        return Examples(self.examples.x[rows], self.examples.y[rows])
+
+    def lines(self, pairs: Pairs) -> list[str]:
+        """One line for each picture that is not usable: which, why, and in how many of ``pairs``."""
+        return [
+            f"{why}; pairs with it: {int(((pairs.first == row) | (pairs.second == row)).sum())}"
+            for row, why in self.failures.items()
+        ]
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
     """One group of people: ``people`` maps each identity to its pictures, in a fixed order, nothing of them read yet.
 
-    pairs_file, landmarks_file: what the data set brings along for this group, None where it does not.
+    pairs_file, landmarks_file: what the data set brings along for this group, None where it does not. boxes: a face's
+    place (left, top, right, bottom in pixels) by identity and file. failed: pictures known not to be usable, and why.
     """
 
     name: str
     people: Mapping[str, tuple[File, ...]]
     pairs_file: Path | None = None
     landmarks_file: Path | None = None
+    boxes: Mapping[tuple[str, File], Sequence[float]] = field(default_factory=dict, repr=False)
+    failed: Mapping[tuple[str, File], str] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return sum(map(len, self.people.values()))
+
+    def rows(self) -> list[tuple[str, File]]:
+        """Identity and file of each picture, in the order in which they are loaded."""
+        return [(who, file) for who, files in self.people.items() for file in files]
 
     def take(self, identities: Iterable[str]) -> Gallery:
         """The pictures of ``identities`` alone, in that order. Raises ValueError on one who is not here."""
@@ -71,9 +103,17 @@ class Gallery:
         """Every picture as uint8 [N, channels, size, size] with the number of its identity (0 .. people - 1).
 
         align: "centre" cuts the largest square out of the middle and scales it; "landmarks" moves, turns and scales the
-        picture so that its five landmarks fit :data:`alignment.TEMPLATE` best. channels: 3 (RGB) or 1 (grey).
-        Raises ValueError naming a picture that is none, has more than 8 bits a channel or no landmarks.
+        picture so that its five landmarks fit :data:`alignment.TEMPLATE` best; "box" cuts out the face's box and scales
+        it, without alignment (Wang and Guo 2019, section 4.1). channels: 3 (RGB) or 1 (grey); a picture is converted.
+        Raises ValueError naming a picture that is none, has more than 8 bits a channel, no landmarks or no box.
         """
+        return self._load(size, channels, align, strict=True).examples
+
+    def load_found(self, size: int, channels: int = 3, align: str = "centre") -> Loaded:
+        """As :meth:`load`, but a picture that is not usable is named and counted, not an error."""
+        return self._load(size, channels, align, strict=False)
+
+    def _load(self, size: int, channels: int, align: str, strict: bool) -> Loaded:
         if size < 1 or channels not in (1, 3) or align not in ALIGNMENTS:
             raise ValueError(
                 f"size is {size}, channels {channels}, align {align!r}: want at least 1 pixel, 1 or 3 channels, "
@@ -81,22 +121,41 @@ class Gallery:
             )
         if not self.people:
             raise ValueError(f"{self.name}: no identities to load")
-        points = self.landmarks if align == "landmarks" else None
-        x = np.empty((len(self), channels, size, size), dtype=np.uint8)
+        points = self.landmarks if align == "landmarks" else {}
+        x = np.zeros((len(self), channels, size, size), dtype=np.uint8)
         y = [number for number, files in enumerate(self.people.values()) for _ in files]
-        for row, file in enumerate(file for files in self.people.values() for file in files):
-            picture = alignment.opened(file, "L" if channels == 1 else "RGB")
-            if points is None:
+        failures = {}
+        found = np.ones(len(self), dtype=bool)
+        for row, (who, file) in enumerate(self.rows()):
+            try:
+                x[row] = self._face(who, file, size, "L" if channels == 1 else "RGB", align, points)
+            except ValueError as error:
+                if strict:
+                    raise
+                found[row] = False
+                failures[row] = f"{who}/{file.name}: {str(error).removeprefix(f'{file}: ')}"
+        return Loaded(Examples(torch.from_numpy(x), torch.tensor(y)), found, failures)
+
+    def _face(self, who: str, file: File, size: int, mode: str, align: str, points: Mapping) -> np.ndarray:
+        """One picture as uint8 [channels, size, size]."""
+        if why := self.failed.get((who, file)):
+            raise ValueError(f"{file}: {why}")
+        picture = alignment.opened(file, mode)
+        try:
+            if align == "centre":
                 picture = alignment.centred(picture, size)
-            elif (found := points.get(alignment.key(str(file)))) is None:
-                raise ValueError(f"{file}: {self.landmarks_file} has no landmarks of it")
+            elif align == "box":
+                if (box := self.boxes.get((who, file))) is None:
+                    raise ValueError(f"{self.name} has no box of it")
+                corners = enlarged(box, (picture.height, picture.width), 0)
+                picture = picture.crop(corners).resize((size, size), Image.Resampling.BILINEAR)
+            elif (marks := points.get(alignment.key(str(file)))) is None:
+                raise ValueError(f"{self.landmarks_file} has no landmarks of it")
             else:
-                try:
-                    picture = alignment.aligned(picture, found, size)
-                except ValueError as error:
-                    raise ValueError(f"{file}: {error}") from None
-            x[row] = np.asarray(picture).reshape(size, size, channels).transpose(2, 0, 1)
-        return Examples(torch.from_numpy(x), torch.tensor(y))
+                picture = alignment.aligned(picture, marks, size)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        return np.asarray(picture).reshape(size, size, -1).transpose(2, 0, 1)
 
     @cached_property
     def landmarks(self) -> dict[str, np.ndarray]:
@@ -122,35 +181,52 @@ def galleries(
     """
     if name not in NAMES:
         raise ValueError(f"{name!r} is not a data set of identities: there are {', '.join(NAMES)}")
-    if identities < 0 or images_per_identity < 0:
-        raise ValueError(f"identities is {identities}, images_per_identity {images_per_identity}: want 0 (all) or more")
+    limits = checked_limits(identities, images_per_identity)
     found = fetch.obtain(name, data_dir)
     if name == "orl_faces":
         there: dict[str, File] = {"orl": _orl(found)}
     else:
-        there = {folder.name: folder for folder in _folders(found.files[0].parents[2])}
+        there = {folder.name: folder for folder in folders(found.files[0].parents[2])}
     if missing := [group for group in groups if group not in there]:
         raise ValueError(f"{name}: no group {missing[0]!r} in {found.root}; there are {', '.join(there)}")
     suffixes = (".pgm",) if name == "orl_faces" else SUFFIXES
     result = {}
     for group in groups or there:
+        places = {folder.name: folder for folder in folders(there[group])}
         random = np.random.default_rng([seed, list(there).index(group)])
-        people: dict[str, tuple[File, ...]] = {}
-        folders = _folders(there[group])
-        for index in random.permutation(len(folders)):
-            files = _pictures(folders[index], suffixes)
-            if images_per_identity and len(files) > images_per_identity:
-                files = tuple(files[i] for i in np.sort(random.permutation(len(files))[:images_per_identity]))
-            if files:
-                people[folders[index].name] = files
-            if identities and len(people) == identities:
-                break
+        people = drawn(list(places), lambda who, at=places: pictures(at[who], suffixes), limits, random)
         if not people:
             raise ValueError(f"{there[group]}: no identities: want one folder of pictures for each person")
         lists = {kind: _text(found, group, kind) for kind in ("pairs", "lmk")} if name == "rfw" else {}
-        ordered = {who: people[who] for who in sorted(people, key=_natural)}
-        result[group] = Gallery(f"{name} {group}", ordered, lists.get("pairs"), lists.get("lmk"))
+        result[group] = Gallery(f"{name} {group}", people, lists.get("pairs"), lists.get("lmk"))
     return result
+
+
+def checked_limits(identities: int, images_per_identity: int) -> tuple[int, int]:
+    """Both. Raises ValueError where one is negative."""
+    if identities < 0 or images_per_identity < 0:
+        raise ValueError(f"identities is {identities}, images_per_identity {images_per_identity}: want 0 (all) or more")
+    return identities, images_per_identity
+
+
+def drawn(
+    names: Sequence[str],
+    files_of: Callable[[str], Sequence[File]],
+    limits: tuple[int, int],
+    random: np.random.Generator,
+) -> dict[str, tuple[File, ...]]:
+    """Of those ``names`` that have pictures at most ``limits[0]``, each with at most ``limits[1]`` of them; 0 = all."""
+    identities, images_per_identity = limits
+    people: dict[str, tuple[File, ...]] = {}
+    for index in random.permutation(len(names)):
+        files = tuple(files_of(names[index]))
+        if images_per_identity and len(files) > images_per_identity:
+            files = tuple(files[i] for i in np.sort(random.permutation(len(files))[:images_per_identity]))
+        if files:
+            people[names[index]] = files
+        if identities and len(people) == identities:
+            break
+    return {who: people[who] for who in sorted(people, key=_natural)}
 
 
 def _text(found: Location, group: str, kind: str) -> Path | None:
@@ -177,11 +253,13 @@ def _natural(name: str) -> tuple[int, str]:
     return len(name), name  # s2 before s10
 
 
-def _folders(place: File) -> list[File]:
+def folders(place: File) -> list[File]:
+    """The folders in ``place`` that are not hidden, s2 before s10."""
     return sorted((f for f in place.iterdir() if f.is_dir() and f.name[0] != "."), key=lambda f: _natural(f.name))
 
 
-def _pictures(folder: File, suffixes: Sequence[str]) -> tuple[File, ...]:
+def pictures(folder: File, suffixes: Sequence[str]) -> tuple[File, ...]:
+    """The pictures in ``folder`` that are not hidden, 2.pgm before 10.pgm."""
     files = (f for f in folder.iterdir() if f.name.lower().endswith(tuple(suffixes)) and f.name[0] != ".")
     return tuple(sorted(files, key=lambda f: _natural(f.name)))
 
@@ -205,7 +283,7 @@ def listed_pairs(
         raise DataNotFound(f"{gallery.name}: no list of pairs {file or 'beside its pictures'}; want a text file")
     lines = alignment.lines(file)
     header = re.fullmatch(r"\s*(\d+)(?:\s+(\d+))?\s*", lines[0]) if lines else None
-    there = {(who, _stem(picture)) for who, pictures in gallery.people.items() for picture in pictures}
+    there = {(who, stem(picture)) for who, picture in gallery.rows()}
     entries = [
         _pair(line, f"{file}, line {number}", gallery.name, there)
         for number, line in enumerate(lines, 1)
@@ -217,32 +295,44 @@ def listed_pairs(
             raise ValueError(f"{file}, line 1: {lines[0]!r} means {2 * folds * each} pairs, there are {len(entries)}")
     if not 1 <= folds <= len(entries):
         raise ValueError(f"{file}: {len(entries)} pairs in {folds} folds: want at least one pair in each")
+    return paired(gallery, entries, str(file), folds, limit, seed)
+
+
+def paired(
+    gallery: Gallery, entries: Sequence[tuple[Entry, Entry]], what: str, folds: int = 10, limit: int = 0, seed: int = 0
+) -> tuple[Gallery, Pairs]:
+    """The pictures that ``entries`` name, and the :class:`Pairs` they make; ``what`` is their list, for errors.
+
+    Raises ValueError where all pairs are genuine or all impostor.
+    """
     same = np.array([first[0] == second[0] for first, second in entries])
+    if same.all() or not same.any():
+        raise ValueError(f"{what}: {len(same)} pairs, {int(same.sum())} of them genuine: want some of either kind")
     fold = np.arange(len(entries)) * folds // len(entries)
     chosen = _drawn(2 * fold + same, limit, seed)
     used = {picture for row in chosen for picture in entries[row]}
-    people = {who: tuple(p for p in files if (who, _stem(p)) in used) for who, files in gallery.people.items()}
+    people = {who: tuple(p for p in files if (who, stem(p)) in used) for who, files in gallery.people.items()}
     kept = replace(gallery, people={who: files for who, files in people.items() if files})
-    order = [(who, _stem(picture)) for who, pictures in kept.people.items() for picture in pictures]
-    row_of = {picture: row for row, picture in enumerate(order)}
+    row_of = {(who, stem(picture)): row for row, (who, picture) in enumerate(kept.rows())}
     first, second = (np.array([row_of[entries[row][side]] for row in chosen]) for side in (0, 1))
     return kept, Pairs(first, second, same[chosen], fold[chosen])
 
 
-def _stem(file: File) -> str:
+def stem(file: File) -> str:
+    """A picture's name without its suffix."""
     return file.name.rpartition(".")[0]
 
 
-def _pair(line: str, where: str, name: str, there: set[tuple[str, str]]) -> tuple[tuple[str, str], tuple[str, str]]:
+def _pair(line: str, where: str, name: str, there: set[Entry]) -> tuple[Entry, Entry]:
     words = line.split()
     if len(words) == 3:  # both of one person
         words.insert(2, words[0])
     if len(words) != 4 or not (words[1].isdecimal() and words[3].isdecimal()):
         raise ValueError(f"{where}: {line!r} is no pair; want identity, 1, 2 or identity, 1, other, 2 between tabs")
     first, second = ((who, f"{who}_{int(number):04d}") for who, number in (words[:2], words[2:]))
-    for who, stem in (first, second):
-        if (who, stem) not in there:
-            raise ValueError(f"{where}: {name} has no picture {who}/{stem}.jpg")
+    for picture in (first, second):
+        if picture not in there:
+            raise ValueError(f"{where}: {name} has no picture {'/'.join(picture)}.jpg")
     if first == second:
         raise ValueError(f"{where}: {line!r} pairs a picture with itself")
     return first, second
