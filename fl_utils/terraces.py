@@ -49,7 +49,7 @@ class Terraces:
         Raises ValueError where a round was evaluated without ``metric``.
         """
         best, waited, found = float("-inf"), 0, []
-        for one in rounds:
+        for one in rounds if self.lowerings else ():
             value = self._value(one)
             if value is None:
                 continue

@@ -95,3 +95,5 @@ def test_a_metric_that_nobody_measures_is_refused():
         federation.run(build, parties(), rounds=1, local=Terraces(LOCAL))
     with pytest.raises(ValueError, match="'accuracy' is not in what evaluate returned: loss"):
         federation.run(build, parties(), rounds=2, local=Terraces(LOCAL), evaluate=lambda trainer: {"loss": 1.0})
+    result = federation.run(build, parties(), rounds=2, local=LOCAL, evaluate=lambda trainer: {"tar": 1.0})
+    assert result.evaluations == [{"tar": 1.0}] * 2  # a rate that is never lowered needs no accuracy
