@@ -9,7 +9,7 @@ UV     := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit nbval bench lock ort executorch clean
+.PHONY: help run test lint unit nbval bench lock ort executorch keras mindspore clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
@@ -38,8 +38,16 @@ executorch: $(READY)  ## .venv-executorch, where ExecuTorch trains (7 GB): M11 u
 	@$(UV) venv --quiet --python 3.11 --clear .venv-executorch
 	@$(UV) pip install --quiet --python .venv-executorch/bin/python executorch==1.0.1 torch==2.9.1 torchao==0.14.0 "setuptools<81"
 
+keras: $(READY)  ## .venv-keras, where Keras runs on TensorFlow and on JAX (2 GB): F4 uses it where it is there
+	@$(UV) venv --quiet --python 3.11 --clear .venv-keras
+	@$(UV) pip install --quiet --python .venv-keras/bin/python keras==3.15.1 tensorflow-cpu==2.21.0 jax==0.10.2 numpy==2.4.6
+
+mindspore: $(READY)  ## .venv-mindspore, where MindSpore Lite runs (needs a Python 3.7): M6 uses it where it is there
+	@$(UV) venv --quiet --python 3.7 --clear .venv-mindspore
+	@$(UV) pip install --quiet --python .venv-mindspore/bin/python mindspore-lite==2.0.0 numpy==1.21.6
+
 clean:  ## remove the environment, the runs and every cache inside this folder (the user's data cache stays)
-	rm -rf .venv .venv-ort .venv-executorch .uv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ort .venv-executorch .venv-keras .venv-mindspore .uv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One recipe makes the environment; it runs again where the pins or the package's metadata change.
