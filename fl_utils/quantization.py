@@ -14,7 +14,7 @@ at 4 and 8 bits alone; its k-means has 1, 2, 3, 4, 6 and 8.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,7 +139,7 @@ def fine_tune(
     model: nn.Module,
     x: torch.Tensor,
     y: torch.Tensor,
-    local: LocalTraining,
+    local: LocalTraining | Sequence[LocalTraining],
     seed: int,
     bits: int,
     mode: str = "kmeans",
@@ -150,13 +150,20 @@ def fine_tune(
 
     The forward pass sees the quantized weights, the gradient goes to the ones behind them as if nothing had been
     rounded (straight-through; Bengio et al. 2013). Tables are made anew every ``refresh`` steps; codes in every step.
+    ``local``: several are gone through in turn, say with ever lower rates, by ``seed``, ``seed + 1`` and so on; the
+    weights behind stay whole between them. Raises ValueError where there is none.
     """
     _check(bits, mode, granularity)
+    turns = [local] if isinstance(local, LocalTraining) else list(local)
+    if not turns:
+        raise ValueError("local is empty: want at least one LocalTraining")
     model = copy.deepcopy(model)
     layers = list(_layers(model))
     for layer in layers:
         parametrize.register_parametrization(layer, "weight", _StraightThrough(bits, mode, granularity, refresh))
-    Trainer(lambda: model).train(x, y, local, seed)
+    trainer = Trainer(lambda: model, next(model.parameters()).device)
+    for number, turn in enumerate(turns):
+        trainer.train(x, y, turn, seed + number)
     for layer in layers:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
     return compress(model, bits, mode, granularity).eval()
@@ -215,7 +222,12 @@ def _groups(part: torch.Tensor, granularity: str | int) -> int:
 def _nearest(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """The code of the nearest value for every weight; of two equally near ones the lower."""
     middles = ((table[:, 1:] + table[:, :-1]) / 2).contiguous()
-    return torch.searchsorted(middles, rows.contiguous()).to(torch.uint8)
+    if table.shape[1] > 8:
+        return torch.searchsorted(middles, rows.contiguous()).to(torch.uint8)
+    codes = torch.zeros(rows.shape, dtype=torch.uint8, device=rows.device)
+    for place in range(middles.shape[1]):  # few values: so many comparisons take a fraction of the search's time
+        codes += rows > middles[:, place : place + 1]
+    return codes
 
 
 def _linear(rows: torch.Tensor, bits: int) -> torch.Tensor:

@@ -1,7 +1,9 @@
 """Few-bit weights against coremltools, scikit-learn's k-means and arithmetic by hand."""
 
+import importlib
 import re
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 
 from fl_utils import federation, flat, quantization
 from fl_utils.aggregation import fedavg
+from fl_utils.export import coreml
 from fl_utils.quantization import BITS, MODES, compress, encode, fine_tune, packed_bytes, quantize, recalibrate
 from fl_utils.training import LocalTraining, Trainer
 from small import clients, mlp
@@ -32,7 +35,10 @@ def groups(tensor, granularity):
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("mode", ["linear", "linear_symmetric"])
 def test_linear_modes_equal_coremltools(weights, mode, bits, granularity):
-    tools = pytest.importorskip("coremltools.optimize._utils")
+    if find_spec("coremltools") is None:
+        pytest.skip("coremltools is not installed")
+    coreml.tools()  # imports it without the packages that it looks for and that take a minute
+    tools = importlib.import_module("coremltools.optimize._utils")
     signed = mode == "linear_symmetric"
     axes = (0, 1, 2, 3) if granularity == "tensor" else (1, 2, 3)
     codes, scale, zero = tools.quantize_weight(
@@ -187,6 +193,30 @@ def test_fine_tuning_brings_one_bit_back():
     assert abs(loss(trainer.model) - whole) < 1e-6  # the model that was given is unchanged
     again = fine_tune(trainer.model, x, y, LocalTraining(4, 16, 0.02), 0, 1, "kmeans", "tensor")
     assert torch.equal(again[4].weight, tuned_model[4].weight)
+
+
+def test_fine_tuning_in_turns_keeps_the_weights_behind_the_codes():
+    x, y = examples()
+    model = network()
+    coarse = partial(fine_tune, x=x, y=y, bits=2)
+    none = LocalTraining(1, 16, 0.0)
+    turned = coarse(model, local=[none, none, none], seed=4, refresh=1)
+    assert torch.equal(turned[0].weight, compress(model, 2, "kmeans", "channel")[0].weight)
+    first, second = LocalTraining(2, 16, 0.05), LocalTraining(1, 16, 0.01)
+    both = coarse(model, local=[first, second], seed=4)
+    again = coarse(coarse(model, local=first, seed=4), local=second, seed=5)
+    assert not torch.equal(both[0].weight, again[0].weight)  # the latter starts its second turn from the codes
+    assert torch.equal(coarse(model, local=[first], seed=4)[0].weight, coarse(model, local=first, seed=4)[0].weight)
+    with pytest.raises(ValueError, match="local is empty: want at least one LocalTraining"):
+        coarse(model, local=[], seed=4)
+
+
+@pytest.mark.parametrize("values", [2, 4, 8, 16])
+def test_the_nearest_value_and_the_lower_of_two(values):
+    table = torch.arange(values).float().repeat(3, 1)
+    rows = torch.tensor([-9.0, 0.0, 0.5, 0.51, 1.0, values - 1.5, values - 1.49, 99.0]).repeat(3, 1)
+    expected = torch.tensor([0, 0, 0, 1, 1, values - 2, values - 1, values - 1]).clamp(0, values - 1)
+    assert torch.equal(quantization._nearest(rows, table).long(), expected.repeat(3, 1))
 
 
 def test_a_server_that_compresses_what_it_sends():
