@@ -34,13 +34,17 @@ class Published:
 
 @dataclass(frozen=True)
 class Claim:
-    """One finding in a sentence; ``beyond_paper`` where it is this collection's own question."""
+    """One finding in a sentence; ``beyond_paper`` where it is this collection's own question.
+
+    needs: what it cannot be decided without and no package brings along; "" where the default run decides it.
+    """
 
     id: str
     experiment: str
     statement: str
     source: str
     beyond_paper: bool
+    needs: str = ""
 
 
 def paper_of(experiment: str) -> str:

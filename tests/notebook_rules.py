@@ -276,8 +276,9 @@ def claims_are_decided(notebook: Notebook) -> list[str]:
     known = {id: claim for e in notebook.experiments for id, claim in papers.claims(e, notebook.papers).items()}
     decided = {claim.get("id"): claim for claim in notebook.record.get("claims", []) if isinstance(claim, dict)}
     place = f"papers/{notebook.folder}/claims.yaml"
-    open_ones = [id for id in known if decided.get(id, {}).get("holds") is None]
-    wrong = [f"claim {id} of {place} is not decided in the record" for id in open_ones]
+    missing = [id for id in known if id not in decided]
+    open_ones = [id for id in known if id in decided and decided[id].get("holds") is None and not known[id].needs]
+    wrong = [f"claim {id} of {place} is not decided in the record" for id in [*missing, *open_ones]]
     wrong += [f"claim {id} of the record is not in {place} for these experiments" for id in decided if id not in known]
     for id in known.keys() & decided.keys():
         if decided[id].get("statement") != known[id].statement:

@@ -122,6 +122,18 @@ def test_a_good_notebook_breaks_no_rule(tmp_path):
     assert notebook_rules.breaches(repository(tmp_path, good())) == []
 
 
+def test_a_claim_that_needs_what_no_package_has_may_stay_open_but_not_go_missing(tmp_path):
+    content = good()
+    recorded(content)["claims"][0].update(holds=None)
+    notebook = repository(tmp_path, content)
+    claims = tmp_path / "papers/oarf/claims.yaml"
+    claims.write_text(claims.read_text().replace("beyond_paper: false}", "beyond_paper: false, needs: a phone}", 1))
+    assert notebook_rules.breaches(notebook) == []
+    recorded(content)["claims"].clear()
+    notebook.path.write_text(json.dumps(content))
+    assert any("O2.1" in told for told in notebook_rules.breaches(Notebook(notebook.path, tmp_path)))
+
+
 def test_a_tutorial_needs_neither_record_nor_scale(tmp_path):
     content = good()
     content["metadata"]["fl_notebooks"] |= {"paper": "", "experiments": [], "paper_scale": None}
