@@ -7,13 +7,16 @@
 Nobody who is tested is trained on. The tests are those of the paper where the pictures allow them: verification of
 pairs by a threshold from the other folds (as on LFW); similarity of templates across pose (as on VGGFace2-test); true
 accept rates across quality (as on IJB-A). What the pictures do not come with is made from what they show: see
-:func:`turned` and :func:`lowered`.
+:func:`turned` and :func:`lowered`. The paper's own tests are :func:`listed` and :func:`judge_listed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +24,14 @@ from torch import nn
 from torch.nn import functional
 
 from fl_utils import templates, verification
+from fl_utils.data import face_lists
 from fl_utils.data.examples import Examples
-from fl_utils.data.identities import Gallery
-from fl_utils.training import Trainer
+from fl_utils.data.face_lists_protocols import ijb_a_quality, vggface2_templates
+from fl_utils.data.identities import Gallery, Loaded, listed_pairs
+from fl_utils.training import LocalTraining, Trainer
 
 POSES = ("front", "turned")
+LISTED = ("lfw", "vggface2", "ijb_a")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,3 +137,105 @@ def judge(
         shares = templates.tar_across(blurred, features[faces.high], people[faces.low], people[faces.high], enough)
         found |= {f"tar/{quality}2high/far_1e{np.log10(far):.0f}": 100 * share for far, share in shares.shares.items()}
     return found
+
+
+def fit(
+    trainer: Trainer, examples: Examples, local: LocalTraining, rates: Sequence[float], seed: int = 0
+) -> list[float]:
+    """Train for one epoch at each learning rate of ``rates``, otherwise as ``local`` says; the mean loss of each epoch.
+
+    The momentum begins anew where the rate changes. Raises ValueError on no rates.
+    """
+    if not len(rates):
+        raise ValueError("rates is empty: want one learning rate for each epoch, such as [0.1] * 8 + [0.01] * 4")
+    losses: list[float] = []
+    for rate, epochs in groupby(rates):
+        stage = replace(local, learning_rate=rate, local_epochs=len(list(epochs)))
+        losses += trainer.train(examples.x, examples.y, stage, seed + len(losses))
+    return losses
+
+
+class Listed(NamedTuple):
+    """The paper's own tests: pictures by list ("lfw", "pose", "age", "low", "middle", "high"), LFW's ``pairs`` (None
+    without LFW), VGGFace2-test's ``templates`` ("pose", "age"), and the ``galleries`` of all."""
+
+    loaded: dict[str, Loaded]
+    pairs: verification.Pairs | None
+    templates: dict[str, templates.Templates]
+    galleries: dict[str, Gallery]
+
+
+def listed(
+    cards: Sequence[str],
+    data_dir: str | Path,
+    size: int,
+    channels: int = 3,
+    quality: str | Path = "",
+    bounds: tuple[float, float] = (0.0, 0.0),
+    crops_dir: str | Path = "",
+) -> Listed:
+    """The tests of section 3.2 whose ``cards`` (of :data:`LISTED`) are asked for, from the official lists.
+
+    quality, bounds: see :func:`fl_utils.data.face_lists_protocols.ijb_a_quality`. crops_dir: folder of the detected
+    faces, crops_dir/lfw and so on, see :func:`fl_utils.data.face_lists.cropped`; without it boxes where the list brings
+    them, else the middle square. Raises DataNotFound and ValueError as the readers of the lists do.
+    """
+    if unknown := [card for card in cards if card not in LISTED]:
+        raise ValueError(f"no test of {unknown[0]!r}: want some of {', '.join(LISTED)}")
+    found: dict[str, Gallery] = {}
+    of_card, pairs, views = {"pose": "vggface2", "age": "vggface2"}, None, {}
+    if "lfw" in cards:
+        found["lfw"], pairs = listed_pairs(face_lists.people("lfw", data_dir))
+    for kind in ("pose", "age") if "vggface2" in cards else ():
+        found[kind], views[kind] = vggface2_templates(data_dir, kind)
+    if "ijb_a" in cards:
+        galleries = ijb_a_quality(data_dir, quality, bounds)
+        found, of_card = found | galleries, of_card | dict.fromkeys(galleries, "ijb_a")
+    loaded = {}
+    for name, gallery in found.items():
+        faces = face_lists.cropped(gallery, Path(crops_dir) / of_card.get(name, name)) if str(crops_dir) else gallery
+        loaded[name] = faces.load_found(size, channels, "box" if faces.boxes else "centre")
+    return Listed(loaded, pairs, views, found)
+
+
+def judge_listed(
+    source: Trainer | nn.Module, tests: Listed, fars: Sequence[float] = templates.FARS, flip: bool = False
+) -> dict[str, float]:
+    """The scores of Tables 3 to 6 by their names in published.csv, less the model: "accuracy/lfw" and
+    "tar/ijb-a/low2high/far_1e-2" in %, "similarity/vggface2/pose/front/profile".
+
+    A pair of LFW with a picture in which no face was found counts as wrong, as over all 6,000 pairs; such a picture is
+    left out of templates and of the pairs across quality. A rate that the impostor pairs are too few for is left out.
+    """
+    features = {n: verification.features(source, part.examples.x, flip) for n, part in tests.loaded.items()}
+    scores = {}
+    if tests.pairs is not None:
+        pairs = tests.pairs
+        cosines = verification.similarities(features["lfw"], pairs, tests.loaded["lfw"].found)
+        scores["accuracy/lfw"] = 100 * verification.kfold_accuracy(cosines, pairs.same, pairs.folds, 0, "wrong").mean
+    for kind, of_kind in tests.templates.items():
+        matrix = templates.similarity_matrix(features[kind], of_kind, tests.loaded[kind].found).similarity
+        for a, one in enumerate(of_kind.views):
+            entries = {f"{one}/{other}": float(matrix[a, b]) for b, other in enumerate(of_kind.views)}
+            scores |= {f"similarity/vggface2/{kind}/{entry}": value for entry, value in entries.items()}
+    kept = {name: tests.loaded[name].found for name in ("low", "middle", "high") if name in features}
+    who = {n: np.array([person for person, _ in tests.galleries[n].rows()])[rows] for n, rows in kept.items()}
+    for name in [name for name in kept if name != "high"]:
+        first, second = features[name].numpy()[kept[name]], features["high"].numpy()[kept["high"]]
+        impostors = int((who[name][:, None] != who["high"]).sum())
+        enough = [far for far in fars if far * impostors >= 1 - 1e-9]
+        shares = templates.tar_across(first, second, who[name], who["high"], enough).shares if enough else {}
+        scores |= {f"tar/ijb-a/{name}2high/far_1e{np.log10(far):.0f}": 100 * share for far, share in shares.items()}
+    return scores
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """How much higher ``first`` is than ``second``, seed by seed: the mean difference and its standard error.
+
+    With one seed there is no error to be known, and it is 0. Raises ValueError where their lengths differ.
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"{len(first)} and {len(second)} scores: want one of either for each seed")
+    difference = np.subtract(first, second)
+    error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+    return float(difference.mean()), float(error)
