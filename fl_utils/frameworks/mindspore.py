@@ -7,33 +7,27 @@ be had. Without it, every cell says "not installed here".
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from fl_utils import paths
+from fl_utils.environments import Environment
 from fl_utils.frameworks.trial import CNN, NETWORKS, NO, NOT_INSTALLED, Cell, Trial, attempt, first_line
-from fl_utils.on_device.other import Other
 
-MINDSPORE = Other("MindSpore Lite", ".venv-mindspore", "mindspore_script.py")
+MINDSPORE = Environment("MindSpore Lite", ".venv-mindspore", Path(__file__).with_name("mindspore_script.py"))
 SECONDS = 300  # that the script may take
-LINES = 3  # of a failed script's output
 
 
 def cell(column: str, trial: Trial, root: Path = paths.ROOT) -> Cell:
     """HiAI's cell of ``column``, decided by MindSpore Lite where its environment is below ``root``."""
-    python = MINDSPORE.python(root)
-    if python is None:
-        return Cell(NOT_INSTALLED, f"its environment is {MINDSPORE.environment}")
-    return attempt(lambda: _decided(column, trial, python))
+    if MINDSPORE.python(root) is None:
+        return Cell(NOT_INSTALLED, f"its environment is {MINDSPORE.folder}")
+    return attempt(lambda: _decided(column, trial, root))
 
 
-def _decided(column: str, trial: Trial, python: Path) -> Cell:
-    outputs, about = found(trial, python)
+def _decided(column: str, trial: Trial, root: Path) -> Cell:
+    outputs, about = found(trial, root)
     if column.startswith("training"):
         names = about["training"]
         said = f"the Python interface of version {about['version']} has "
@@ -54,7 +48,7 @@ def _decided(column: str, trial: Trial, python: Path) -> Cell:
     return trial.widths_cell(made, refused[0] if refused else "")
 
 
-def found(trial: Trial, python: Path) -> tuple[dict[str, np.ndarray], dict]:
+def found(trial: Trial, root: Path) -> tuple[dict[str, np.ndarray], dict]:
     """What the script finds, run once: outputs, and its report. RuntimeError, with its last lines, where it fails."""
     if "mindspore" in trial.made:
         return trial.made["mindspore"]
@@ -62,24 +56,8 @@ def found(trial: Trial, python: Path) -> tuple[dict[str, np.ndarray], dict]:
     for name in NETWORKS:
         job[f"{name}/file"] = np.array(str(_without_dilations(name, trial).resolve()))
         job[f"{name}/images"] = trial.inputs(name).numpy()
-    variables = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    variables["OMP_NUM_THREADS"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        given, result = Path(folder) / "job.npz", Path(folder) / "result.npz"
-        np.savez(given, **job)
-        command = [str(python), str(Path(__file__).with_name(MINDSPORE.script)), str(given), str(result)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=variables)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"{MINDSPORE.name} took longer than {SECONDS} s") from None
-        if done.returncode:
-            last = " ".join((done.stderr or done.stdout).strip().splitlines()[-LINES:])
-            raise RuntimeError(f"{MINDSPORE.name} failed with exit code {done.returncode}: {last}")
-        with np.load(result, allow_pickle=False) as file:
-            outputs = dict(file.items())
-        about = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
-    trial.made["mindspore"] = outputs, about
-    return outputs, about
+    trial.made["mindspore"] = MINDSPORE.run(job, SECONDS, root)
+    return trial.made["mindspore"]
 
 
 def _without_dilations(name: str, trial: Trial) -> Path:

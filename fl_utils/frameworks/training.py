@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from fl_utils.export.quiet import refusing, silenced
 from fl_utils.frameworks.converted import PACKAGES
-from fl_utils.frameworks.trial import CNN, MOBILENET, NO, NOT_INSTALLED, NOT_PROBED, PARTLY, Cell, Trial, attempt
+from fl_utils.frameworks.trial import (
+    CLASSES,
+    CNN,
+    MOBILENET,
+    NO,
+    NOT_INSTALLED,
+    NOT_PROBED,
+    PARTLY,
+    Cell,
+    Trial,
+    attempt,
+)
 from fl_utils.models.mobile import mobilenet_v2
 from fl_utils.on_device import coreml, other
 
@@ -35,21 +47,23 @@ def _litert_cnn(trial: Trial) -> Cell:
 
 
 def _litert_mobilenet(trial: Trial) -> Cell:
-    """The step that PyTorch Mobile takes, given to LiteRT's converter; of the smallest MobileNetV2 first.
+    """The step that PyTorch Mobile takes, given to LiteRT's converter, of MobileNetV2's first two blocks.
 
-    What the converter lacks for one block of each kind, it lacks for the full network.
+    What the converter lacks for these, it lacks for the full network.
     """
     import litert_torch
 
     from fl_utils.frameworks.pytorch_mobile import training_step
 
-    network = mobilenet_v2(10, width=trial.width, dropout=0.0, blocks=1)
     images = trial.inputs(MOBILENET)[: trial.batch]
+    blocks = mobilenet_v2(CLASSES, width=trial.width).features[:2]
+    inputs = blocks(images[:2]).flatten(1).shape[1]
+    network = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(inputs, CLASSES))
     graph, state = training_step(network, images, trial.labels)
     with refusing("litert", "the step of a MobileNetV2"), silenced():
         given = (images, trial.labels, torch.tensor(trial.learning_rate), *state)
         litert_torch.signature("train", graph.eval(), given).convert()
-    return Cell(PARTLY, "a step of MobileNetV2 with one block of each kind converts")
+    return Cell(PARTLY, "a step of MobileNetV2's first two blocks converts")
 
 
 def _coreml_cnn(trial: Trial) -> Cell:
@@ -109,9 +123,9 @@ def _elsewhere(runtime: str, name: str, trial: Trial) -> Cell:
     """By :mod:`fl_utils.on_device.other`, whose scripts train the CNN of Table 6.2 on small batches of its images."""
     known = other.OTHERS[runtime]
     if known.python() is None:
-        return Cell(NOT_INSTALLED, f"its environment is {known.environment}")
+        return Cell(NOT_INSTALLED, f"its environment is {known.folder}")
     if name != CNN:
-        return Cell(NOT_PROBED, f"{known.script} trains the CNN of Table 6.2 and no other network")
+        return Cell(NOT_PROBED, f"{known.script.name} trains the CNN of Table 6.2 and no other network")
     network = trial.networks[CNN]
     x = np.ascontiguousarray(trial.pixels[CNN][: trial.batch].transpose(0, 3, 1, 2))
     y = trial.labels.numpy()

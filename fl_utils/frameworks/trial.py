@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fl_utils.environments import NOT_INSTALLED
 from fl_utils.models.mobile import mobilenet_v2, small_cnn_600k
 from fl_utils.throughput import with_statistics
 
-YES, PARTLY, NO, NOT_INSTALLED = "yes", "partly", "no", "not installed here"
-NOT_PROBED = "not probed"
+YES, PARTLY, NO, NOT_PROBED = "yes", "partly", "no", "not probed"
 CNN, MOBILENET = "cnn", "mobilenet"
 NETWORKS = {CNN: "CNN", MOBILENET: "MobileNetV2"}
 CLASSES = 10

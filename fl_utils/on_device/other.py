@@ -6,10 +6,6 @@ reads a job from a file and writes the result to another. Where the environment 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,29 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from fl_utils import paths
+from fl_utils.environments import NOT_INSTALLED, Environment
 from fl_utils.on_device.order import batches
 
-NOT_INSTALLED = "not installed here"
-LINES = 3  # of a failed script's output
-
-
-@dataclass(frozen=True)
-class Other:
-    """A runtime with an environment of its own: folder, script, and the one thing its interpreter must find."""
-
-    name: str
-    environment: str
-    script: str
-
-    def python(self, root: Path = paths.ROOT) -> Path | None:
-        """The interpreter of its environment below ``root``, or None where there is none."""
-        found = [root / self.environment / place for place in ("bin/python", "Scripts/python.exe")]
-        return next((path for path in found if path.is_file()), None)
-
-
+PROBES = paths.ROOT / "mobile" / "probes"
 OTHERS = {
-    "onnxruntime": Other("ONNX Runtime training", ".venv-ort", "ort_training.py"),
-    "executorch": Other("ExecuTorch training", ".venv-executorch", "executorch_training.py"),
+    "onnxruntime": Environment("ONNX Runtime training", ".venv-ort", PROBES / "ort_training.py"),
+    "executorch": Environment("ExecuTorch training", ".venv-executorch", PROBES / "executorch_training.py"),
 }
 
 
@@ -93,23 +73,15 @@ def train(
         raise ValueError(f"learning_rate is {learning_rate}: want a number above 0, or {len(order)}, one for each step")
     rates, order = np.broadcast_to(rates, len(order))[: steps or None], order[: steps or None]
     _check(parameters, x, y, test_x, test_y, order, check_steps)
-    other = OTHERS[runtime]
-    python = other.python(root)
-    if python is None:
-        return Trained(why=NOT_INSTALLED)
     job = {"x": x, "y": y, "test_x": test_x, "test_y": test_y, "order": order}
     job |= {f"parameter_{number}": np.asarray(value) for number, value in enumerate(parameters)}
     job |= {"learning_rates": rates, "check_steps": np.int64(check_steps)}
-    with tempfile.TemporaryDirectory() as folder:
-        given, result = Path(folder) / "job.npz", Path(folder) / "result.npz"
-        np.savez(given, **job)
-        _run(
-            [str(python), str(paths.ROOT / "mobile" / "probes" / other.script), str(given), str(result)], other, seconds
-        )
-        about = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
-        with np.load(result, allow_pickle=False) as file:
-            vector = np.concatenate([file[f"parameter_{n}"].reshape(-1) for n in range(len(parameters))])
-            losses = file["losses"].tolist()
+    done = OTHERS[runtime].run(job, seconds, root)
+    if done is None:
+        return Trained(why=NOT_INSTALLED)
+    arrays, about = done
+    vector = np.concatenate([arrays[f"parameter_{n}"].reshape(-1) for n in range(len(parameters))])
+    losses = arrays["losses"].tolist()
     return Trained("", vector, losses, about["seconds"], about["accuracy"], about["versions"])
 
 
@@ -131,16 +103,3 @@ def _check(parameters, x, y, test_x, test_y, order, check_steps) -> None:
             raise ValueError(f"{message}: want uint8 [N, 1, 28, 28] and N labels, N at least 1")
     if not 1 <= check_steps <= len(order):
         raise ValueError(f"check_steps is {check_steps}: this training has 1 to {len(order)} steps")
-
-
-def _run(command: list[str], other: Other, seconds: float) -> None:
-    """Run a script in its environment, free of this one's Python settings. RuntimeError where it fails."""
-    variables = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    variables["OMP_NUM_THREADS"] = "1"
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=variables)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{other.name} took longer than {seconds:.0f} s: give it fewer steps or more time") from None
-    if done.returncode:
-        last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-LINES:])
-        raise RuntimeError(f"{other.name} failed with exit code {done.returncode}:\n{last}")

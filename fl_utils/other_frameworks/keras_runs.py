@@ -7,25 +7,24 @@ PyPI has no build of it for Python 3.11, only a third party's source.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fl_utils import paths
+from fl_utils import environments, paths
+from fl_utils.environments import Environment
 from fl_utils.other_frameworks.small_vgg import SmallVGG
 from fl_utils.other_frameworks.training import Schedule
 from fl_utils.training import check_examples
 
 BACKENDS = {"tensorflow": "Keras on TensorFlow", "jax": "Keras on JAX"}
-ENVIRONMENT = ".venv-keras"
-NOT_INSTALLED = "not installed here: make keras"
-LINES = 3  # of a failed script's output
+ENVIRONMENTS = {
+    backend: Environment(name, ".venv-keras", Path(__file__).with_name("keras_job.py"))
+    for backend, name in BACKENDS.items()
+}
+NOT_INSTALLED = f"{environments.NOT_INSTALLED}: make keras"
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,6 @@ class Ran:
     normalised: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
-
-
-def python(root: Path = paths.ROOT) -> Path | None:
-    """The interpreter of the environment below ``root``, or None where there is none."""
-    found = [root / ENVIRONMENT / place for place in ("bin/python", "Scripts/python.exe")]
-    return next((path for path in found if path.is_file()), None)
 
 
 def embed(backend: str, model: SmallVGG, images: torch.Tensor, seconds: float = 600.0, root: Path = paths.ROOT) -> Ran:
@@ -97,32 +90,16 @@ def train(
 
 
 def _run(backend: str, widths, images: torch.Tensor, job: dict[str, np.ndarray], seconds: float, root: Path) -> Ran:
-    """Run the script in its environment, free of this one's Python settings."""
+    """Run the script where ``backend`` is."""
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: want one of {', '.join(BACKENDS)}")
     if images.dtype != torch.float32 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"images are {images.dtype} {list(images.shape)}: want float32 [N, 3, S, S], N at least 1")
-    interpreter = python(root)
-    if interpreter is None:
+    job = {"backend": np.array(backend), "widths": np.array(widths, np.int64), "images": images.numpy(), **job}
+    done = ENVIRONMENTS[backend].run(job, seconds, root)
+    if done is None:
         return Ran(why=NOT_INSTALLED)
-    variables = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    variables["OMP_NUM_THREADS"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        given, result = Path(folder) / "job.npz", Path(folder) / "result.npz"
-        np.savez(given, backend=backend, widths=np.array(widths, np.int64), images=images.numpy(), **job)
-        command = [str(interpreter), str(Path(__file__).with_name("keras_job.py")), str(given), str(result)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=variables)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(
-                f"{BACKENDS[backend]} took longer than {seconds:.0f} s: give it less or more time"
-            ) from None
-        if done.returncode:
-            last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-LINES:])
-            raise RuntimeError(f"{BACKENDS[backend]} failed with exit code {done.returncode}:\n{last}")
-        about = json.loads(result.with_suffix(".json").read_text(encoding="utf-8"))
-        with np.load(result, allow_pickle=False) as file:
-            found = dict(file)
+    found, about = done
     initial = [found[f"parameter_{n}"] for n in range(sum(name.startswith("parameter_") for name in found))]
     normalised = {name.partition("_")[2]: value for name, value in found.items() if name.startswith("normalised_")}
     losses = found["losses"].tolist()

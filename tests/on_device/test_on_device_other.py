@@ -31,7 +31,7 @@ def test_without_its_environment_a_runtime_is_not_installed_here(runtime, networ
 @pytest.mark.parametrize("runtime", other.OTHERS)
 def test_with_its_environment_a_runtime_trains_as_torch_does(runtime, network, digits):
     if other.OTHERS[runtime].python() is None:
-        pytest.skip(f"{other.OTHERS[runtime].environment} is not here")
+        pytest.skip(f"{other.OTHERS[runtime].folder} is not here")
     found = other.train(runtime, **job(network, digits))
     trainer = Trainer(small_cnn_600k)
     trainer.vector.copy_(flat.flatten(network))

@@ -35,8 +35,8 @@ def test_without_its_environment_it_is_not_installed_here(backend, model, images
 
 @pytest.mark.parametrize("backend", keras_runs.BACKENDS)
 def test_with_it_the_same_weights_give_the_same_embeddings(backend, model, images):
-    if keras_runs.python() is None:
-        pytest.skip(f"{keras_runs.ENVIRONMENT} is not here")
+    if keras_runs.ENVIRONMENTS["jax"].python() is None:
+        pytest.skip("its environment is not here: make keras")
     x = defaults.prepare(images, "vgg-16", "pytorch", 14)
     found = keras_runs.embed(backend, model, x)
     with torch.no_grad():
@@ -47,8 +47,8 @@ def test_with_it_the_same_weights_give_the_same_embeddings(backend, model, image
 
 def test_keras_begins_and_normalises_as_the_tables_have_tensorflow(model, images):
     """Its own first weights: Table 12's uniform ones. Its own three ways with pixels: two of Table 11, and one more."""
-    if keras_runs.python() is None:
-        pytest.skip(f"{keras_runs.ENVIRONMENT} is not here")
+    if keras_runs.ENVIRONMENTS["jax"].python() is None:
+        pytest.skip("its environment is not here: make keras")
     pixels = images[:, :, :14, :14].float()
     y = torch.arange(40) % 4
     found = keras_runs.train("tensorflow", model, images, y, pixels, Schedule(2, 16, 1e-4), 0)
