@@ -127,16 +127,30 @@ def judge(
     cosines = verification.similarities(features, faces.pairs)
     found = {"accuracy": 100 * verification.kfold_accuracy(cosines, faces.pairs.same, faces.pairs.folds).mean}
     matrix = templates.similarity_matrix(features, faces.templates).similarity
-    for a, one in enumerate(POSES):
-        found |= {f"similarity/pose/{one}/{other}": float(matrix[a, b]) for b, other in enumerate(POSES)}
-    people = faces.test.y.numpy()
-    impostors = int((people[faces.low][:, None] != people[faces.high]).sum())
-    enough = [far for far in fars if far * impostors >= 1 - 1e-9]
+    found |= _entries("similarity/pose", POSES, matrix)
+    low, high = (faces.test.y.numpy()[rows] for rows in (faces.low, faces.high))
+    enough = _enough(fars, low, high)
     for quality, side in sides.items() if enough else ():
         blurred = verification.features(source, lowered(images[faces.low], side), flip)
-        shares = templates.tar_across(blurred, features[faces.high], people[faces.low], people[faces.high], enough)
-        found |= {f"tar/{quality}2high/far_1e{np.log10(far):.0f}": 100 * share for far, share in shares.shares.items()}
+        shares = templates.tar_across(blurred, features[faces.high], low, high, enough).shares
+        found |= _rates(f"tar/{quality}2high", shares)
     return found
+
+
+def _entries(prefix: str, views: Sequence[str], matrix: np.ndarray) -> dict[str, float]:
+    return {
+        f"{prefix}/{one}/{other}": float(matrix[a, b]) for a, one in enumerate(views) for b, other in enumerate(views)
+    }
+
+
+def _enough(fars: Sequence[float], first_people: np.ndarray, second_people: np.ndarray) -> list[float]:
+    """Those of ``fars`` into which one impostor pair of the two sets fits at least."""
+    impostors = int((first_people[:, None] != second_people).sum())
+    return [far for far in fars if far * impostors >= 1 - 1e-9]
+
+
+def _rates(prefix: str, shares: dict[float, float]) -> dict[str, float]:
+    return {f"{prefix}/far_1e{np.log10(far):.0f}": 100 * share for far, share in shares.items()}
 
 
 def fit(
@@ -215,17 +229,14 @@ def judge_listed(
         scores["accuracy/lfw"] = 100 * verification.kfold_accuracy(cosines, pairs.same, pairs.folds, 0, "wrong").mean
     for kind, of_kind in tests.templates.items():
         matrix = templates.similarity_matrix(features[kind], of_kind, tests.loaded[kind].found).similarity
-        for a, one in enumerate(of_kind.views):
-            entries = {f"{one}/{other}": float(matrix[a, b]) for b, other in enumerate(of_kind.views)}
-            scores |= {f"similarity/vggface2/{kind}/{entry}": value for entry, value in entries.items()}
+        scores |= _entries(f"similarity/vggface2/{kind}", of_kind.views, matrix)
     kept = {name: tests.loaded[name].found for name in ("low", "middle", "high") if name in features}
     who = {n: np.array([person for person, _ in tests.galleries[n].rows()])[rows] for n, rows in kept.items()}
     for name in [name for name in kept if name != "high"]:
         first, second = features[name].numpy()[kept[name]], features["high"].numpy()[kept["high"]]
-        impostors = int((who[name][:, None] != who["high"]).sum())
-        enough = [far for far in fars if far * impostors >= 1 - 1e-9]
+        enough = _enough(fars, who[name], who["high"])
         shares = templates.tar_across(first, second, who[name], who["high"], enough).shares if enough else {}
-        scores |= {f"tar/ijb-a/{name}2high/far_1e{np.log10(far):.0f}": 100 * share for far, share in shares.items()}
+        scores |= _rates(f"tar/ijb-a/{name}2high", shares)
     return scores
 
 
