@@ -39,6 +39,30 @@ def use() -> None:
     )
 
 
+def show(caption: str, alt: str) -> None:
+    """Show the current figure with what it needs to be read: a caption below it, and a text in its place.
+
+    caption: Markdown; names the paper's figure where there is one. alt: what is to be seen, for who cannot see it; it
+    is kept with the picture in the notebook, where Jupyter and the book read it. Closes the figure. Raises ValueError
+    where either is empty, or no figure is open.
+    """
+    import io
+
+    import matplotlib.pyplot as plt
+    from IPython.display import Markdown, display
+
+    if not caption.strip() or not alt.strip():
+        raise ValueError("a figure is shown with a caption and an alt text: neither may be empty")
+    if not plt.get_fignums():
+        raise ValueError("no figure is open: draw one before plots.show")
+    figure, picture = plt.gcf(), io.BytesIO()
+    figure.savefig(picture, format="png", bbox_inches="tight")
+    data = {"image/png": picture.getvalue(), "text/plain": f"<Figure: {alt}>"}
+    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+    display(Markdown(f"*{caption}*"))
+    plt.close(figure)
+
+
 def confusion(axes, matrix: Sequence[Sequence[int]], labels: Sequence[str], title: str) -> None:
     """Draw a confusion matrix (rows: true class, columns: predicted), each cell with its count."""
     import numpy as np
