@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -98,3 +101,21 @@ def test_a_residual_network_takes_small_grey_images():
 def test_an_impossible_residual_network_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         resnet(**{"depth": 18, "classes": 2, **wrong})
+
+
+def test_torchvision_comes_without_the_compiler():
+    code = (
+        "import sys, fl_utils.models.mobile; assert not any(name.startswith('torch._dynamo') for name in sys.modules);"
+        "from torchvision.ops import roi_align; import torch._dynamo.utils as real;"
+        "asked = sys.modules['torchvision.ops.roi_align'].is_compile_supported;"
+        "assert asked('cpu') == real.is_compile_supported('cpu'); assert real.__file__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_compiler_itself_is_not_in_the_way():
+    code = (
+        "import fl_utils.models, torch, torch._dynamo; assert torch._dynamo.utils.counters is not None;"
+        "import torchvision; assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2)).sum() == 4"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
