@@ -43,7 +43,7 @@ def show(caption: str, alt: str) -> None:
     """Show the current figure with what it needs to be read: a caption below it, and a text in its place.
 
     caption: Markdown; names the paper's figure where there is one. alt: what is to be seen, for who cannot see it; it
-    is kept with the picture in the notebook, where Jupyter and the book read it. Closes the figure. Raises ValueError
+    is kept with the picture in the notebook, as the caption is, where Jupyter, the report and the book read them. Closes the figure. Raises ValueError
     where either is empty, or no figure is open.
     """
     import io
@@ -58,7 +58,7 @@ def show(caption: str, alt: str) -> None:
     figure, picture = plt.gcf(), io.BytesIO()
     figure.savefig(picture, format="png", bbox_inches="tight")
     data = {"image/png": picture.getvalue(), "text/plain": f"<Figure: {alt}>"}
-    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+    display(data, metadata={"image/png": {"alt": alt, "caption": caption}}, raw=True)
     display(Markdown(f"*{caption}*"))
     plt.close(figure)
 

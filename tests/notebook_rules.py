@@ -27,6 +27,8 @@ REGISTRY = re.compile(
     r"|--(?:extra-)?index-url\S*"
 )
 
+SOURCE = re.compile(r"\b(Figures?|Tables?|Sections?|Chapters?|Appendix|Equations?)\b")
+
 RULES: dict[str, Callable[[Notebook], list[str]]] = {}
 
 
@@ -241,6 +243,22 @@ def papermill_left_nothing(notebook: Notebook) -> list[str]:
             wrong.append(f"the metadata of cell {n} holds papermill; strip it")
         if left := {"injected-parameters", "papermill-error-cell-tag"} & {*tags_of(cell)}:
             wrong.append(f"cell {n} is papermill's own ({', '.join(left)}); remove it")
+    return wrong
+
+
+@rule
+def figures_can_be_read(notebook: Notebook) -> list[str]:
+    wrong = []
+    for n, output in notebook.outputs():
+        if "image/png" not in output.get("data", {}):
+            continue
+        about = output.get("metadata", {}).get("image/png", {})
+        if missing := [key for key in ("caption", "alt") if not text(about.get(key)).strip()]:
+            wrong.append(f"the figure of cell {n} has no {', no '.join(missing)}; want plots.show(caption, alt)")
+        elif notebook.is_experiment and not SOURCE.search(about["caption"]):
+            wrong.append(f"the caption of cell {n} is {about['caption']!r}; want the paper's table or figure named in it")
+                f"the caption of cell {n} is {about['caption']!r}; want it to name the paper's table or figure"
+            )
     return wrong
 
 

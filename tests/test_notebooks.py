@@ -75,6 +75,11 @@ hidden: list = [
 ]  # two layers (section 3)"""
 
 
+def picture(caption: str, alt: str) -> dict:
+    about = {"image/png": {"caption": caption, "alt": alt}}
+    return {"output_type": "display_data", "metadata": about, "data": {"image/png": "iVBORw0KGgo="}}
+
+
 def good() -> dict:
     recorded = {
         "output_type": "display_data",
@@ -91,7 +96,8 @@ def good() -> dict:
         code(PARAMETERS, 1, tags=("parameters",)),
         code("print('trained')", 2, [stream("trained\n")]),
         code("experiment.verdicts()", 3, [stream("O2.1 holds\n")], tags=("nbval-check-output",)),
-        code("experiment.record()", 4, [recorded]),
+        code("plots.show('Table 3b: bars', 'Four bars.')", 4, [picture("Table 3b: bars", "Four bars.")]),
+        code("experiment.record()", 5, [recorded]),
     ]
     costs = {"minutes": 0.8, "memory_mb": 700}
     own = {"paper": "oarf", "experiments": ["O2"], "default": costs, "paper_scale": {"minutes": 240, "memory_mb": 9000}}
@@ -149,6 +155,10 @@ def recorded(content: dict) -> dict:
     return content["cells"][-1]["outputs"][0]["data"][RECORD_MIME]
 
 
+def figure_of(content: dict) -> dict:
+    return content["cells"][4]["outputs"][0]["metadata"]["image/png"]
+
+
 def parameter(line: str):
     return lambda content: content["cells"][1].update(source=f"{PARAMETERS}\n{line}")
 
@@ -177,7 +187,7 @@ BROKEN = [
     ("metadata_is_complete", "'O99' does not exist", lambda c: own(c).update(experiments=["O2", "O99"])),
     ("metadata_is_complete", "'D1' does not exist", lambda c: own(c).update(experiments=["O2", "D1"])),
     ("is_small", "want under 1,000,000", lambda c: c["cells"][0].update(source="# " + "x" * 1_000_000)),
-    ("is_small", "30 code cells", lambda c: c["cells"].extend(code("1", n) for n in range(5, 31))),
+    ("is_small", "30 code cells", lambda c: c["cells"].extend(code("1", n) for n in range(6, 31))),
     ("is_small", "cell 3 has 31 lines", lambda c: c["cells"][2].update(source="x = 1\n" * 31)),
     ("every_cell_was_executed", "cell 3 was never", lambda c: c["cells"][2].update(execution_count=None)),
     ("every_cell_was_executed", "out of order", lambda c: c["cells"][2].update(execution_count=9)),
@@ -203,9 +213,12 @@ BROKEN = [
     ("papermill_left_nothing", "the notebook's metadata", lambda c: c["metadata"].update(papermill={})),
     ("papermill_left_nothing", "metadata of cell 3", lambda c: c["cells"][2]["metadata"].update(papermill={})),
     ("papermill_left_nothing", "papermill's own", cell_tags(2, "injected-parameters")),
+    ("figures_can_be_read", "cell 5 has no alt", lambda c: figure_of(c).pop("alt")),
+    ("figures_can_be_read", "no caption, no alt", lambda c: c["cells"][4]["outputs"][0].update(metadata={})),
+    ("figures_can_be_read", "want it to name", lambda c: figure_of(c).update(caption="Four bars")),
     ("one_record_at_the_end", "0 records", lambda c: c["cells"].pop()),
     ("one_record_at_the_end", "2 records", lambda c: c["cells"][-1]["outputs"].extend(c["cells"][-1]["outputs"][:])),
-    ("one_record_at_the_end", "want it in the last", lambda c: c["cells"].append(code("print(1)", 5, [stream("1")]))),
+    ("one_record_at_the_end", "want it in the last", lambda c: c["cells"].append(code("print(1)", 6, [stream("1")]))),
     ("record_is_of_the_default", "version 2", lambda c: recorded(c).update(version=2)),
     ("record_is_of_the_default", "unknown keys mood", lambda c: recorded(c).update(mood="good")),
     ("record_is_of_the_default", "want the embedded default", lambda c: recorded(c).update(overrides="rounds=1")),
