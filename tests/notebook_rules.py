@@ -256,9 +256,7 @@ def figures_can_be_read(notebook: Notebook) -> list[str]:
         if missing := [key for key in ("caption", "alt") if not text(about.get(key)).strip()]:
             wrong.append(f"the figure of cell {n} has no {', no '.join(missing)}; want plots.show(caption, alt)")
         elif notebook.is_experiment and not SOURCE.search(about["caption"]):
-            wrong.append(f"the caption of cell {n} is {about['caption']!r}; want the paper's table or figure named in it")
-                f"the caption of cell {n} is {about['caption']!r}; want it to name the paper's table or figure"
-            )
+            wrong.append(f"the caption of cell {n} names no table or figure of the paper: {about['caption']!r}")
     return wrong
 
 

@@ -215,7 +215,7 @@ BROKEN = [
     ("papermill_left_nothing", "papermill's own", cell_tags(2, "injected-parameters")),
     ("figures_can_be_read", "cell 5 has no alt", lambda c: figure_of(c).pop("alt")),
     ("figures_can_be_read", "no caption, no alt", lambda c: c["cells"][4]["outputs"][0].update(metadata={})),
-    ("figures_can_be_read", "want it to name", lambda c: figure_of(c).update(caption="Four bars")),
+    ("figures_can_be_read", "names no table or figure", lambda c: figure_of(c).update(caption="Four bars")),
     ("one_record_at_the_end", "0 records", lambda c: c["cells"].pop()),
     ("one_record_at_the_end", "2 records", lambda c: c["cells"][-1]["outputs"].extend(c["cells"][-1]["outputs"][:])),
     ("one_record_at_the_end", "want it in the last", lambda c: c["cells"].append(code("print(1)", 6, [stream("1")]))),

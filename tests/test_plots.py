@@ -3,20 +3,22 @@ import pytest
 
 matplotlib.use("agg")
 
+import IPython.display
 import matplotlib.pyplot as plt
-from IPython.utils.capture import capture_output
 
 from fl_utils import plots
 
 
-def test_a_figure_is_shown_with_its_caption_and_its_text_and_is_closed():
+def test_a_figure_is_shown_with_its_caption_and_its_text_and_is_closed(monkeypatch):
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda what, **how: shown.append((what, how)))
     plt.plot([1, 2])
-    with capture_output() as shown:
-        plots.show("Figure 1. A line", "A line that rises from 1 to 2.")
-    picture, caption = shown.outputs
-    assert picture.data["image/png"].startswith(b"\x89PNG")
-    assert picture.metadata["image/png"] == {"alt": "A line that rises from 1 to 2.", "caption": "Figure 1. A line"}
-    assert caption.data["text/markdown"] == "*Figure 1. A line*"
+    plots.show("Figure 1. A line", "A line that rises from 1 to 2.")
+    (picture, how), (caption, _) = shown
+    assert picture["image/png"].startswith(b"\x89PNG")
+    about = {"alt": "A line that rises from 1 to 2.", "caption": "Figure 1. A line"}
+    assert how == {"metadata": {"image/png": about}, "raw": True}
+    assert caption.data == "*Figure 1. A line*"
     assert not plt.get_fignums()
 
 
