@@ -47,17 +47,35 @@ class Claim:
     needs: str = ""
 
 
-def paper_of(experiment: str) -> str:
+@cache
+def letters(papers: Path = paths.PAPERS) -> dict[str, str]:
+    """Each paper's folder by the letter that begins its experiments' ids: ours, and ``letter`` in a paper.yaml."""
+    import yaml
+
+    found = dict(LETTERS)
+    for file in sorted(papers.glob("*/paper.yaml")):
+        letter = yaml.safe_load(file.read_text(encoding="utf-8")).get("letter")
+        if letter is not None and not (isinstance(letter, str) and len(letter) == 1 and letter.isupper()):
+            raise ValueError(f"{file}: letter is {letter!r}, want one capital letter, such as S")
+        if letter and found.get(letter, file.parent.name) != file.parent.name:
+            raise ValueError(f"{file}: letter {letter} is {found[letter]}'s already, want another")
+        if letter:
+            found[letter] = file.parent.name
+    return found
+
+
+def paper_of(experiment: str, papers: Path = paths.PAPERS) -> str:
     """The paper that an experiment id such as ``O2`` belongs to. Raises ValueError on another id."""
-    if experiment[:1] not in LETTERS or not experiment[1:].isdigit():
-        raise ValueError(f"experiment {experiment!r}: want a letter of {', '.join(LETTERS)} and a number, such as O2")
-    return LETTERS[experiment[0]]
+    known = letters(papers)
+    if experiment[:1] not in known or not experiment[1:].isdigit():
+        raise ValueError(f"experiment {experiment!r}: want a letter of {', '.join(known)} and a number, such as O2")
+    return known[experiment[0]]
 
 
 @cache
 def published(experiment: str, papers: Path = paths.PAPERS) -> dict[str, Published]:
     """Every published number of ``experiment``, by metric, in the paper's order."""
-    with (papers / paper_of(experiment) / "published.csv").open(encoding="utf-8", newline="") as file:
+    with (papers / paper_of(experiment, papers) / "published.csv").open(encoding="utf-8", newline="") as file:
         rows = [Published(**row) for row in csv.DictReader(file) if row["experiment"] == experiment]
     return {row.metric: row for row in rows}
 
@@ -67,5 +85,5 @@ def claims(experiment: str, papers: Path = paths.PAPERS) -> dict[str, Claim]:
     """Every claim of ``experiment``, by id, in the paper's order."""
     import yaml
 
-    entries = yaml.safe_load((papers / paper_of(experiment) / "claims.yaml").read_text(encoding="utf-8"))
+    entries = yaml.safe_load((papers / paper_of(experiment, papers) / "claims.yaml").read_text(encoding="utf-8"))
     return {entry["id"]: Claim(**entry) for entry in entries if entry["experiment"] == experiment}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-PAPERS = ROOT / "papers"
+PAPERS = Path(os.environ.get("FL_NOTEBOOKS_PAPERS") or ROOT / "papers")  # another repository's, where it is run by ours
 DATASETS = ROOT / "datasets"
 RUNS = ROOT / "runs"
 

@@ -100,7 +100,7 @@ def _unknown(notebook: Notebook) -> list[str]:
     unknown = []
     for id in notebook.experiments:
         try:
-            known = papers.paper_of(id) == notebook.folder
+            known = papers.paper_of(id, notebook.papers) == notebook.folder
             known = known and bool(papers.claims(id, notebook.papers) or papers.published(id, notebook.papers))
         except (ValueError, FileNotFoundError):
             known = False

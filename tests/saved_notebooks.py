@@ -13,7 +13,7 @@ from pathlib import Path
 from fl_utils.runner.outcomes import cells_of, outputs_of, records_in, tags_of
 from fl_utils.runner.records import text
 
-EXPERIMENT_FOLDERS = ("oarf", "mobile", "faces", "decentralized")
+OTHER_FOLDERS = ("tutorials", "index.ipynb")  # every other folder of notebooks is a paper's
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Notebook:
 
     @property
     def is_experiment(self) -> bool:
-        return self.folder in EXPERIMENT_FOLDERS
+        return self.folder not in OTHER_FOLDERS
 
     @property
     def cells(self) -> list[dict]:

@@ -1,6 +1,6 @@
-"""The generated sections of README.md: the gallery of notebooks and the scorecard of claims.
+"""The generated sections of README.md: the gallery of notebooks, the scorecard of claims, the data of the paper scale.
 
-Both follow from the saved notebooks, the papers' claims and the data cards alone: no dates, no machine, no order of
+All follow from the saved notebooks, the papers' claims and the data cards alone: no dates, no machine, no order of
 files, so that a test can tell whether README.md is stale.
 """
 
@@ -19,7 +19,7 @@ from fl_utils.runner.outcomes import Entry, ReportError, read
 from fl_utils.runner.page import by_paper, claim_order
 from fl_utils.runner.records import mapping, one_line
 
-SECTIONS = ("gallery", "scorecard")
+SECTIONS = ("gallery", "data", "scorecard")
 NONE = "–"
 ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
 
@@ -178,10 +178,28 @@ def _scorecard(entries: Iterable[Entry], titles: dict[str, str], known: dict[str
     return "\n\n".join(parts)
 
 
+def _paper_data(entries: Iterable[Entry], papers_dir: Path, datasets_dir: Path) -> str:
+    """The data sets that the paper-scale files name: official place, size, and whose experiments want them."""
+    wanted: dict[str, list[str]] = {}
+    for entry in entries:
+        scale = load_yaml(papers_dir / entry.paper / "scales" / f"{Path(entry.notebook).stem}.yaml") or {}
+        names = [name for key in ("dataset", "weights") for name in card_names(str(mapping(scale).get(key) or ""))]
+        for name in dict.fromkeys(names):
+            wanted.setdefault(name, []).extend(entry.experiments)
+    rows = []
+    for name in sorted(wanted):
+        card = mapping(load_yaml(datasets_dir / f"{name}.yaml"))
+        official = mapping(card.get("official"))
+        if official:
+            cells = (card.get("title") or name, official.get("place"), official.get("size") or NONE)
+            rows.append((*(escape(one_line(cell)) for cell in cells), ", ".join(dict.fromkeys(wanted[name]))))
+    return _table(("Data set", "Official place", "Size", "Wanted by"), rows) if rows else ""
+
+
 def readme_sections(
     notebooks_dir: Path, papers_dir: Path = PAPERS, datasets_dir: Path = DATASETS, prefix: str = ""
 ) -> dict[str, str]:
-    """``gallery`` and ``scorecard`` as Markdown, from the saved notebooks under ``notebooks_dir``.
+    """``gallery``, ``data`` and ``scorecard`` as Markdown, from the saved notebooks under ``notebooks_dir``.
 
     ``prefix`` is the way from README.md to that folder, its name by default.
 
@@ -192,6 +210,7 @@ def readme_sections(
     entries, titles = read(notebooks_dir).entries, paper_titles(papers_dir)
     return {
         "gallery": _gallery(entries, titles, datasets_dir, prefix or notebooks_dir.name),
+        "data": _paper_data(entries, papers_dir, datasets_dir),
         "scorecard": _scorecard(entries, titles, known_claims(papers_dir)),
     }
 

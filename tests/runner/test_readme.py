@@ -1,4 +1,4 @@
-"""README's generated sections: the gallery of notebooks and the scorecard of claims."""
+"""README's generated sections: the gallery of notebooks, the data of the paper scale, the scorecard of claims."""
 
 from __future__ import annotations
 
@@ -59,9 +59,20 @@ def test_scorecard_states_claims_in_order_and_counts_the_rest(saved, papers, car
     assert "2 claims of 2 experiments not decided yet." in scorecard  # O2.2 and O3.1
 
 
+def test_data_of_the_paper_scale_has_its_official_place_and_who_wants_it(saved, papers, cards, tmp_path):
+    fill(
+        cards,
+        {"big.yaml": "title: Big | set\nofficial: {place: https://a.org/big, size: 3 GB}\n", "own.yaml": "title: X\n"},
+    )
+    fill(papers, {f"oarf/scales/{Path(GOOD).stem}.yaml": "dataset: big + own\nweights: ''\nrounds: 9\n"})
+    rows = report.readme_sections(saved, papers, cards)["data"].splitlines()
+    assert rows[2:] == ["| Big \\| set | https://a.org/big | 3 GB | O2 |"]
+    assert report.readme_sections(saved, fill(tmp_path / "none", {"x.txt": ""}), cards)["data"] == ""
+
+
 def test_sections_depend_on_the_notebooks_alone(saved, papers, cards, tmp_path):
     first = report.readme_sections(saved, papers, cards)
-    assert set(first) == {"gallery", "scorecard"}
+    assert set(first) == {"gallery", "data", "scorecard"}
     assert str(tmp_path) not in "".join(first.values())
     assert not re.search(r"\d{4}-\d\d-\d\d", "".join(first.values()))
     files = {path.relative_to(saved).as_posix(): path.read_text() for path in sorted(saved.rglob("*.ipynb"))[::-1]}
@@ -82,7 +93,7 @@ def test_markdown_rows_keep_their_columns(saved, papers, cards):
 
 README = (
     "# X\n\n<!-- gallery:start --><!-- gallery:end -->\n\nBetween.\n"
-    + "<!-- scorecard:start -->\nold\n<!-- scorecard:end -->\n"
+    + "<!-- data:start -->\n<!-- data:end -->\n<!-- scorecard:start -->\nold\n<!-- scorecard:end -->\n"
 )
 
 
