@@ -12,6 +12,7 @@ from typing import Any
 from fl_utils.paths import write_whole
 
 LARGEST = 1_000_000  # bytes of a saved notebook
+WIDGET = "application/vnd.jupyter.widget-view+json"
 RUNNERS_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
 
 
@@ -23,6 +24,7 @@ def strip(notebook: dict[str, Any]) -> dict[str, Any]:
     result = copy.deepcopy(notebook)
     metadata = result.setdefault("metadata", {})
     metadata.pop("papermill", None)
+    metadata.pop("widgets", None)  # a slider's state, under random names: without a kernel nothing answers it
     metadata.get("language_info", {}).pop("version", None)
     result["cells"] = [
         cell for cell in result["cells"] if not RUNNERS_TAGS.intersection(cell.get("metadata", {}).get("tags", []))
@@ -35,6 +37,8 @@ def strip(notebook: dict[str, Any]) -> dict[str, Any]:
             del about["tags"]
         if "outputs" in cell:
             cell["outputs"] = [output for output in cell["outputs"] if not _to_stderr(output)]
+            for output in cell["outputs"]:
+                output.get("data", {}).pop(WIDGET, None)
     return result
 
 
