@@ -9,7 +9,7 @@ UV     := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit nbval bench lock ort executorch keras mindspore clean
+.PHONY: help run test lint bench book lock rivals ort executorch keras mindspore clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
@@ -27,8 +27,15 @@ lint: $(READY)  ## ruff over code and notebooks
 bench: $(READY)  ## speeds as ratios measured in one run, into benchmarks/results/
 	@$(BIN)/python -m benchmarks.run
 
+book: $(READY)  ## a static site of all notebooks, the scorecard, the data and the API: build/book/html/index.html
+	@$(BIN)/fl-notebooks book
+
 lock: $(READY)  ## compile requirements.txt and environment.yml from pyproject.toml again
 	@$(BIN)/python tests/lock.py
+
+rivals: $(READY)  ## .venv-rivals, the simulators to compare with: pfl, FedLab, Flower (7 GB): make bench uses it where it is there
+	@$(UV) venv --quiet --python 3.11 --clear .venv-rivals
+	@$(UV) pip install --quiet --python .venv-rivals/bin/python pfl==0.6.0 fedlab==1.3.0 "flwr[simulation]==1.41.0" torch==2.8.0 torchvision==0.23.0 psutil==7.2.2
 
 ort: $(READY)  ## .venv-ort, where ONNX Runtime trains (1 GB): M11 uses it where it is there
 	@$(UV) venv --quiet --python 3.11 --clear .venv-ort
@@ -47,7 +54,7 @@ mindspore: $(READY)  ## .venv-mindspore, where MindSpore Lite runs (needs a Pyth
 	@$(UV) pip install --quiet --python .venv-mindspore/bin/python mindspore-lite==2.0.0 numpy==1.21.6
 
 clean:  ## remove the environment, the runs and every cache inside this folder (the user's data cache stays)
-	rm -rf .venv .venv-ort .venv-executorch .venv-keras .venv-mindspore .uv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ort .venv-executorch .venv-keras .venv-mindspore .venv-rivals .uv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One recipe makes the environment; it runs again where the pins or the package's metadata change.

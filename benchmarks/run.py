@@ -9,16 +9,19 @@ from datetime import UTC, datetime
 
 import torch
 
-from benchmarks import aggregation, federation, privacy, secure, vertical
+from benchmarks import aggregation, plans, privacy, scale, secure, simulation, vertical, workers
 from fl_utils.executors import available_cores
 from fl_utils.paths import ROOT, write_whole
 
 BENCHMARKS = {
-    "federation": federation,
     "aggregation": aggregation,
+    "plans": plans,
     "privacy": privacy,
+    "scale": scale,
     "secure": secure,
+    "simulation": simulation,
     "vertical": vertical,
+    "workers": workers,
 }
 
 
@@ -37,6 +40,9 @@ def main() -> None:
                 spread = f"{figures['ratio_min']:.2f} to {figures['ratio_max']:.2f}"
                 limit = f"  at most {figures['limit']:g}" if "limit" in figures else ""
                 print(f"  {group:33s} {contender:26s} {figures['ratio']:6.2f}  ({spread}){limit}")
+                if "weights" in figures:
+                    told = f"{figures['wall_s']:.2f} s by the wall, {figures.get('peak_mb', 0):.0f} MB at most"
+                    print(f"  {'':33s} {told}, weights within {figures['weights']:.0e} of plain FedAvg's")
                 if counts := figures.get("counts"):
                     print(f"  {'':33s} {', '.join(f'{count} {name}' for name, count in counts.items())}")
         about = {

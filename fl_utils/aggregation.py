@@ -1,7 +1,8 @@
 """How a server makes one state vector out of many: plain functions over flat vectors.
 
 Both rules are one operation repeated, ``mean += weight * (vector - mean)``, done in place: vectors may arrive one by
-one from a generator, and memory does not grow with their number.
+one from a generator, and memory does not grow with their number. Where all are there, the mean is made piece by piece,
+each piece staying in the cache until the last vector was added: every vector is read once, and the mean written once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+
+PIECE = 1 << 18  # coordinates: 1 MB of the mean; a multiple of a processor's vectors, so that each value is made alike
 
 
 def fedavg(vectors: Iterable[torch.Tensor], num_examples: Iterable[int], out: torch.Tensor | None = None):
@@ -20,7 +23,22 @@ def fedavg(vectors: Iterable[torch.Tensor], num_examples: Iterable[int], out: to
     >>> fedavg([torch.tensor([0.0]), torch.tensor([4.0])], [3, 1])
     tensor([1.])
     """
-    return fedavg_stream(zip(vectors, num_examples, strict=True), out)
+    if not isinstance(vectors, list | tuple) or len(vectors) < 2:
+        return fedavg_stream(zip(vectors, num_examples, strict=True), out)
+    shares, total = [], 0
+    for vector, count in zip(vectors, num_examples, strict=True):
+        _positive(count)
+        _same_shape(vectors[0], vector)
+        total += count
+        shares.append(count / total)
+    mean = torch.empty_like(vectors[0]) if out is None else out
+    _same_shape(mean, vectors[0])
+    for begin in range(0, len(mean), PIECE):
+        first, second, *others = (vector[begin : begin + PIECE] for vector in vectors)
+        piece = torch.lerp(first, second, shares[1], out=mean[begin : begin + PIECE])
+        for vector, share in zip(others, shares[2:], strict=True):
+            piece.lerp_(vector, share)
+    return mean
 
 
 def fedavg_stream(updates: Iterable[tuple[torch.Tensor, int]], out: torch.Tensor | None = None) -> torch.Tensor:
@@ -28,8 +46,7 @@ def fedavg_stream(updates: Iterable[tuple[torch.Tensor, int]], out: torch.Tensor
     total = 0
     mean = None
     for vector, count in updates:
-        if count <= 0:
-            raise ValueError(f"num_examples holds {count}: each client's number of examples must be positive")
+        _positive(count)
         total += count
         if mean is None:
             mean = vector.clone() if out is None else out.copy_(vector)
@@ -70,6 +87,11 @@ def polyak_weights(count: int, k: float = 0.5) -> list[float]:
     [0.125, 0.125, 0.25, 0.5]
     """
     return [k ** (count - 1) if i == 0 else (1 - k) * k ** (count - 1 - i) for i in range(count)]
+
+
+def _positive(count: int) -> None:
+    if count <= 0:
+        raise ValueError(f"num_examples holds {count}: each client's number of examples must be positive")
 
 
 def _same_shape(first: torch.Tensor, other: torch.Tensor) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,7 +40,8 @@ class Client:
 
 @dataclass
 class Round:
-    """What one round did. ``left_out`` names clients whose update did not count, with the reason."""
+    """What one round did. ``left_out`` names clients whose update did not count, with the reason;
+    ``together``: they trained as one batch (:mod:`fl_utils.together`)."""
 
     number: int
     cohort: list[int]
@@ -47,6 +51,7 @@ class Round:
     bytes_up: int
     seconds: float
     evaluation: dict | None = None
+    together: bool = False
 
 
 def draw(ids: Sequence[int], client_fraction: float, seed: int, round_number: int) -> list[int]:
@@ -68,88 +73,141 @@ def updates(
     on_failure: str,
     timeout: float | None,
     reuse: bool,
+    inline: Callable | None = None,
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """The round's updates (vector float32 [d], examples) in the cohort's order; fills in ``this_round`` on the way.
 
-    With ``reuse``, in one process, every update is the same buffer: the caller has done with one before it asks for
-    the next. Raises FederationError where a client fails and ``on_failure`` is "stop", or where nobody is left.
+    With ``reuse`` an update may be a buffer that serves again: the caller has done with one before it asks for the
+    next. inline: trains the clients where there is no executor; by default, one after the other.
+    Raises FederationError where a client fails and ``on_failure`` is "stop", or where nobody is left.
     """
     # A client's frame differs from another's in its header alone: the payload is the same buffer.
     down = [wire.size(wire.frame(vector, kind="state", round=this_round.number, client=id)) for id in this_round.cohort]
     losses, taken = 0.0, 0
     if executor is None:
-        arrivals = _inline(task, trainer, vector, by_id, this_round.cohort)
+        arrivals = (inline or _inline)(task, trainer, vector, by_id, this_round.cohort)
     else:
         arrivals = _submitted(task, vector, by_id, this_round.cohort, executor, timeout)
-    for sent, (id, outcome) in zip(down, arrivals, strict=True):
-        this_round.bytes_down += sent
-        count = len(by_id[id])
-        if not isinstance(outcome, Exception):
-            new, loss = outcome
-            header = {"kind": "update", "round": this_round.number, "client": id, "num_examples": count}
-            this_round.bytes_up += wire.size(wire.frame(new, **header))
-            # The sum is not finite where any value is not (or, harmlessly, where huge ones overflow: then look closer).
-            if torch.isfinite(new.sum()) or torch.isfinite(new).all():
-                losses, taken = losses + loss * count, taken + count
-                yield (new if reuse or executor is not None else new.clone()), count
-                continue
-            outcome = FederationError("its update holds values that are not finite")
-        reason = _reason(outcome)
-        if on_failure == "stop":
-            raise FederationError(f"round {this_round.number}: client {id} failed: {reason}") from outcome
-        this_round.left_out[id] = reason
+    own = executor is not None and not getattr(executor, "lends", False)  # vectors that nothing will overwrite
+    with contextlib.closing(arrivals):
+        for sent, (id, count, outcome) in zip(down, arrivals, strict=True):
+            this_round.bytes_down += sent
+            if not isinstance(outcome, Exception):
+                new, loss = outcome
+                header = {"kind": "update", "round": this_round.number, "client": id, "num_examples": count}
+                this_round.bytes_up += wire.size(wire.frame(new, **header))
+                # The sum is not finite where a value is not, nor, harmlessly, where huge ones overflow: look closer.
+                if math.isfinite(new.sum()) or torch.isfinite(new).all():
+                    losses, taken = losses + loss * count, taken + count
+                    yield (new if reuse or own else new.clone()), count
+                    continue
+                outcome = FederationError("its update holds values that are not finite")
+            reason = _reason(outcome)
+            if on_failure == "stop":
+                raise FederationError(f"round {this_round.number}: client {id} failed: {reason}") from outcome
+            this_round.left_out[id] = reason
     if not taken:
         reasons = "; ".join(f"client {id}: {reason}" for id, reason in this_round.left_out.items())
         raise FederationError(f"round {this_round.number}: no client of the cohort is left ({reasons})")
     this_round.train_loss = losses / taken
 
 
-def _inline(task, trainer, vector, by_id, ids) -> Iterator[tuple[int, tuple[torch.Tensor, float] | Exception]]:
+Outcome = tuple[torch.Tensor, float] | Exception
+
+
+def _inline(task, trainer, vector, by_id, ids) -> Iterator[tuple[int, int, Outcome]]:
     """Clients one after the other in this process. The vector handed out is the trainer's own: use it, then go on."""
     for id in ids:
+        client = by_id[id]
         try:
-            outcome = task(vector, by_id[id], trainer)
+            outcome = task(vector, client, trainer)
         except Exception as error:
             outcome = error
-        yield id, outcome
+        yield id, len(client), outcome
 
 
-def _submitted(
-    task, vector, by_id, ids, executor, timeout
-) -> Iterator[tuple[int, tuple[torch.Tensor, float] | Exception]]:
-    """Clients on an executor: a window of them under way, taken in the cohort's order."""
-    window = 2 * getattr(executor, "_max_workers", len(ids))
+class _Everything:
+    """A round on an executor that keeps nothing: the state and the examples travel with each client."""
+
+    def __init__(self, executor: Executor, task: Callable, vector: torch.Tensor):
+        self._submit = partial(executor.submit, task, vector)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def submit(self, client: Client):
+        return self._submit(client)
+
+
+def _submitted(task, vector, by_id, ids, executor, timeout) -> Iterator[tuple[int, int, Outcome]]:
+    """Clients on an executor: a window of them under way, taken in the cohort's order. Use a vector, then go on."""
     pending, waiting = {}, iter(ids)
     try:
-        for id in ids:
-            try:
-                while len(pending) < window and (upcoming := next(waiting, None)) is not None:
-                    pending[upcoming] = executor.submit(task, vector, by_id[upcoming])
-                outcome = pending.pop(id).result(timeout)
-            except BrokenExecutor as error:
-                raise FederationError(
-                    f"a worker process died while clients {sorted([id, *pending])} were under way "
-                    "(out of memory, or killed); the checkpoint, where one was asked for, holds the rounds before"
-                ) from error
-            except TimeoutError:
-                outcome = ClientDropped(f"silent for {timeout} s")
-            except Exception as error:
-                outcome = error
-            yield id, outcome
-    finally:
-        for future in pending.values():
-            future.cancel()
+        window = 2 * getattr(executor, "_max_workers", len(ids))
+        begun = executor.begin_round(task, vector) if hasattr(executor, "begin_round") else None
+    except BrokenExecutor as error:
+        raise FederationError(str(error)) from error
+    except Exception as error:  # a task that cannot travel: no client can be sent
+        yield from ((id, len(by_id[id]), error) for id in ids)
+        return
+    with begun or _Everything(executor, task, vector) as this_round:
+        try:
+            for id in ids:
+                update = None
+                try:
+                    while len(pending) < window and (upcoming := next(waiting, None)) is not None:
+                        upcoming = by_id[upcoming]
+                        pending[upcoming.id] = upcoming, _submit(this_round, upcoming)
+                    client, update = pending.pop(id)  # held until its update is there: so long its examples are kept
+                    outcome = update.result(timeout)
+                except (BrokenExecutor, CancelledError) as error:
+                    raise FederationError(
+                        f"a worker process died while clients {sorted([id, *pending])} were under way "
+                        "(out of memory, or killed); the checkpoint, where one was asked for, holds the rounds before"
+                    ) from error
+                except TimeoutError:
+                    outcome = ClientDropped(f"silent for {timeout} s")
+                except Exception as error:
+                    outcome = error
+                yield id, len(client), outcome
+                _release(update)
+        finally:
+            for _, update in pending.values():
+                update.cancel()
+                _release(update)
+
+
+def _submit(this_round, client: Client):
+    try:
+        return this_round.submit(client)
+    except (BrokenExecutor, CancelledError):
+        raise
+    except Exception as error:  # this client cannot be sent: the others can
+        failed = Future()
+        failed.set_exception(error)
+        return failed
+
+
+def _release(update) -> None:
+    """Say that an update was used, to those who hand out their buffers again."""
+    if hasattr(update, "release"):
+        update.release()
 
 
 _trainers: dict[tuple, Trainer] = {}  # of a worker process: the last model it was given
 _turn = threading.Lock()  # threads of one process train in turn: they have one model, and torch one random generator
 
 
-def client_task(build, device, train, local, seed, number, vector, client, trainer=None) -> tuple[torch.Tensor, float]:
+def client_task(
+    build, device, train, local, seed, number, vector, client, trainer=None, out=None
+) -> tuple[torch.Tensor, float]:
     """One client's part of one round: its new state (float32 [d]) and its loss.
 
     With ``trainer`` (in the server's process) the state returned is the trainer's own vector. In a worker process the
-    model is kept from task to task, and the state is a copy.
+    model is kept from task to task, and the state is a copy, in ``out`` (float32 [d]) where given.
     """
     client_own_seed = client_seed(seed, number, client.id)
     if trainer is not None:
@@ -165,7 +223,8 @@ def client_task(build, device, train, local, seed, number, vector, client, train
         trainer = _trainers[key]
         trainer.vector.copy_(vector)
         loss = float(train(trainer, client, local, client_own_seed))
-        return trainer.vector.detach().cpu().clone(), loss
+        state = trainer.vector.detach()
+        return (state.cpu().clone() if out is None else out.copy_(state)), loss
 
 
 def _reason(error: Exception) -> str:

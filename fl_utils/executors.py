@@ -1,14 +1,16 @@
 """Where clients train: in this process, in a local pool, or on a Dask cluster: three ``concurrent.futures.Executor``.
 
 A result never depends on the choice: a client's seed is a function of (seed, round, client), and updates are added up
-in the cohort's order.
+in the cohort's order. The two that are opened here keep the clients' examples at the workers and hand the state over
+once a round; any other executor gets both with every client. Workers have one torch thread each: "to the bit" holds
+against a process that has one too (``OMP_NUM_THREADS=1``, as notebooks run): sums of several threads round otherwise.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 
 
@@ -31,24 +33,18 @@ def executor(where: str = "") -> Iterator[Executor | None]:
         workers = where.removeprefix("pool").removeprefix(":") or str(available_cores())
         if not workers.isdigit() or int(workers) < 1:
             raise ValueError(f"executor {where!r}: want pool:N with a number of worker processes from 1 up")
-        import torch.multiprocessing
+        from fl_utils.shared_pool import SharedPool
 
-        with ProcessPoolExecutor(
-            int(workers), mp_context=torch.multiprocessing.get_context("spawn"), initializer=_one_thread
-        ) as pool:
+        with SharedPool(int(workers)) as pool:
             yield pool
     elif "://" in where:
         import distributed
 
-        with distributed.Client(where, timeout=30) as client, client.get_executor(pure=False) as cluster:
+        from fl_utils.dask_cluster import DaskCluster
+
+        with distributed.Client(where, timeout=30) as client, DaskCluster(client) as cluster:
             yield cluster
     else:
         raise ValueError(
             f"executor {where!r}: want '' (this process), 'pool', 'pool:N' or a Dask address tcp://host:port"
         )
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from fl_utils import papers, paths
+from fl_utils import papers, paths, probe
 
 MIME = "application/vnd.fl-notebooks.record+json"
 SCALES = ("embedded", "paper")
@@ -173,7 +173,9 @@ class Experiment:
             print(f"{id} {VERDICTS[self._decided[id]['holds']]}: {claim.statement}")
 
     def record(self) -> None:
-        """Leave the record of this notebook in the output of its last cell."""
+        """Leave the record of this notebook in the output of its last cell; of a probe there is none."""
+        if probe.account() is not None:
+            return
         from IPython.display import display
 
         record = self.as_record()

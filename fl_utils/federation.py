@@ -9,6 +9,7 @@ A result depends on the seed and the data alone: not on the executor, nor on a k
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -21,11 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from fl_utils import checkpoints
+from fl_utils import checkpoints, probe
 from fl_utils.aggregation import fedavg_stream, polyak
 from fl_utils.cohorts import Client, ClientDropped, FederationError, Round, client_task, draw, updates
+from fl_utils.populations import Population
 from fl_utils.terraces import Terraces
 from fl_utils.training import LocalTraining, Trainer, check_examples, drawing
+from fl_utils.training_choice import Choice, unsupported
 
 __all__ = [
     "Client",
@@ -45,10 +48,15 @@ Train = Callable[[Trainer, Client, LocalTraining, int], float]
 
 @dataclass
 class Result:
-    """The state ``vector`` (float32 [d]) after the last round, and every :class:`Round`."""
+    """The state ``vector`` (float32 [d]) after the last round, and every :class:`Round`.
+
+    training: how clients trained in this process ("how": "sequential" or "together"), why, and, where a probe decided,
+    CPU seconds of a client's step each way ("sequential_s", "together_s").
+    """
 
     vector: torch.Tensor
     rounds: list[Round] = field(default_factory=list)
+    training: dict = field(default_factory=dict)
 
     @property
     def bytes_down(self) -> int:
@@ -114,6 +122,7 @@ def run(
     rule: Rule = fedavg_rule,
     train: Train = train_locally,
     executor: Executor | None = None,
+    together: str = "never",
     device: str = "cpu",
     on_failure: str = "stop",
     client_timeout: float | None = None,
@@ -124,11 +133,14 @@ def run(
 ) -> Result:
     """Train one model over ``clients`` by federated averaging.
 
+    clients: a list, or a :class:`fl_utils.populations.Population`, of which only the cohorts' clients are ever made.
     build: makes the model (its architecture; a picklable callable where an executor has other processes).
     rounds: how many, or the local epochs of each (:func:`intervals`); ``local.local_epochs`` holds for a number.
     local: how a client trains in every round, or :class:`Terraces`, which lower the rate when the accuracy stalls.
     client_fraction: C, in (0, 1]. initial: the first state vector (float32 [d]); by default ``build()``'s own under
     ``torch.manual_seed(seed)``. rule: combines the vectors. train: what a client does; returns its loss.
+    together: "always" trains the clients of a cohort as one batch (:mod:`fl_utils.together`: small models take about
+    half the time, to the same result but for rounding), "auto" does where a probe in the first round finds it faster.
     on_failure: a client that raises, drops out, is silent for ``client_timeout`` seconds (with an executor) or returns
     a value that is not finite is named, and either stops the run ("stop", FederationError) or is left out of the
     round ("skip"); a round in which nobody is left always stops.
@@ -146,7 +158,8 @@ def run(
         raise ValueError(
             f"local lowers its rate by {terraces.metric!r}, but evaluate is None: nothing would measure it"
         )
-    by_id = {client.id: client for client in clients}
+    by_id = clients if isinstance(clients, Population) else {client.id: client for client in clients}
+    ids = clients.ids if isinstance(clients, Population) else list(by_id)
     trainer, vector = begin(build, device, seed, initial)
 
     identity = _identity(trainer, vector, clients, terraces, client_fraction, seed, rule, train) if checkpoint else {}
@@ -155,11 +168,22 @@ def run(
         result.vector, past = checkpoints.load(checkpoint, identity, schedule)
         result.rounds = [Round(**{**r, "left_out": {int(k): v for k, v in r["left_out"].items()}}) for r in past]
 
+    why_not = unsupported(trainer, terraces.local, train is not train_locally, executor)
+    choice = Choice(together, why_not, len(schedule), result.rounds[-1].together if result.rounds else None)
+    shortened = None if executor else probe.rounds()
     for number in range(len(result.rounds), len(schedule)):
         started = time.perf_counter()
-        this_round = Round(number, draw(list(by_id), client_fraction, seed, number), {}, 0.0, 0, 0, 0.0)
+        this_round = Round(number, draw(ids, client_fraction, seed, number), {}, 0.0, 0, 0, 0.0)
+        evaluates = evaluate is not None and ((number + 1) % evaluate_every == 0 or number + 1 == len(schedule))
+        if shortened is not None:
+            examples = schedule[number] * sum(len(by_id[id]) for id in this_round.cohort)
+            if shortened.skip(this_round, result.rounds, examples, evaluates):
+                result.rounds.append(this_round)
+                continue
         settings = terraces.after(result.rounds).for_epochs(schedule[number])
         task = partial(client_task, build, device, train, settings, seed, number)
+        inline = choice.inline(trainer, result.vector, by_id, this_round.cohort, settings, seed, number)
+        this_round.together = choice.cohort is not None
         arrivals = updates(
             task,
             trainer,
@@ -170,11 +194,12 @@ def run(
             on_failure,
             client_timeout,
             reuse=getattr(rule, "streams", False),
+            inline=inline,
         )
         new = rule(result.vector, arrivals)
         _check_new(new, result.vector, this_round)
         result.vector = new
-        if evaluate is not None and ((number + 1) % evaluate_every == 0 or number + 1 == len(schedule)):
+        if evaluates:
             trainer.vector.copy_(new)
             this_round.evaluation = evaluate(trainer)
         this_round.seconds = time.perf_counter() - started
@@ -183,6 +208,9 @@ def run(
             checkpoints.save(checkpoint, result.vector, identity, schedule, [asdict(r) for r in result.rounds])
         if progress is not None:
             progress(this_round)
+    result.training = choice.made
+    if len(by_id) > 1:
+        probe.sent(result.bytes_up, result.bytes_down)
     return result
 
 
@@ -204,13 +232,15 @@ def check(clients: Sequence[Client], schedule: list[int], fraction: float, on_fa
     """Raise ValueError where clients or settings of a federation do not fit, naming which. schedule: local epochs."""
     if not clients:
         raise ValueError("clients is empty: a federation needs at least one")
-    ids = [client.id for client in clients]
+    # A population's clients are in order by how it is made: none of them is asked for here.
+    listed = () if isinstance(clients, Population) else clients
+    ids = [client.id for client in listed]
     if len(set(ids)) < len(ids):
         twice = sorted({id for id in ids if ids.count(id) > 1})
         raise ValueError(f"client ids {twice} occur more than once: each client needs its own")
-    if min(ids) < 0:
+    if min(ids, default=0) < 0:
         raise ValueError(f"client id {min(ids)}: want whole numbers from 0 up")
-    for client in clients:
+    for client in listed:
         check_examples(client.x, client.y, f"client {client.id}")
     if not schedule or min(schedule) < 1:
         raise ValueError(f"rounds gives the local epochs {schedule}: want at least one round of at least one epoch")
@@ -223,7 +253,8 @@ def check(clients: Sequence[Client], schedule: list[int], fraction: float, on_fa
 
 
 def _check_new(new: torch.Tensor, old: torch.Tensor, this_round: Round) -> None:
-    if new.shape != old.shape or not torch.isfinite(new).all():
+    # A sum that is finite says the same in a fraction of the time.
+    if new.shape != old.shape or not (math.isfinite(new.sum()) or torch.isfinite(new).all()):
         raise FederationError(
             f"round {this_round.number}: the rule's result is not a finite vector of {len(old)} values"
         )
@@ -246,7 +277,9 @@ def _identity(trainer, vector, clients, terraces, fraction, seed, rule, train) -
         "seed": seed,
         "model": [list(trainer.layout.names), [list(shape) for shape in trainer.layout.shapes]],
         "initial state": crc(vector),
-        "clients": [[client.id, len(client), crc(client.x), crc(client.y)] for client in clients],
+        "clients": clients.identity
+        if isinstance(clients, Population)
+        else [[client.id, len(client), crc(client.x), crc(client.y)] for client in clients],
         "local training": settings,
         "client_fraction": fraction,
         "rule": name(rule),

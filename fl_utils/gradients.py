@@ -76,15 +76,35 @@ def clipped_sums(model: nn.Module, criterion: Criterion, clip: float, engine: st
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     make = {"vmap": _vmap, "bookkeeping": _bookkeeping, "loop": _loop}.get(engine, _opacus)
     trusted = _trusted.setdefault(model, {"loop"})
-    with make(model, criterion, parameters, clip, engine) as add:
+    with _plain(model), make(model, criterion, parameters, clip, engine) as add:
 
         def tried(x: torch.Tensor, y: torch.Tensor, total: list[torch.Tensor]) -> None:
             if engine not in trusted:
-                _try(engine, add, model, criterion, parameters, clip, x[:3], y[:3])
+                _try(engine, add, model, criterion, parameters, clip, x, y)
                 trusted.add(engine)
             add(x, y, total)
 
         yield tried
+
+
+@contextmanager
+def _plain(model: nn.Module) -> Iterator[None]:
+    """The model without what engines cannot follow: writing into inputs, and images laid out channels last.
+
+    An input that is written into is another layer's output, which hooks and rules look at. Of channels-last images
+    Opacus' hooks and norms are wrong for convolutions, and vmap refuses them. Without them all engines see the same
+    values to the bit, so that no unit at the edge of its kink is on for one and off for another.
+    """
+    unwanted = ["inplace", "channels_last"]
+    changed = [(m, name) for m in model.modules() for name in unwanted if getattr(m, name, False) is True]
+    own = {(m, name) for m, name in changed if name in vars(m)}
+    for module, name in changed:
+        setattr(module, name, False)
+    try:
+        yield
+    finally:
+        for module, name in changed:
+            setattr(module, name, True) if (module, name) in own else delattr(module, name)
 
 
 def scales(squared_norms: torch.Tensor, clip: float) -> torch.Tensor:
@@ -93,24 +113,34 @@ def scales(squared_norms: torch.Tensor, clip: float) -> torch.Tensor:
 
 
 def _try(engine, add, model, criterion, parameters, clip, x, y) -> None:
+    """Compare ``add`` with one example at a time, on three examples.
+
+    vmap rounds otherwise than the plain layers do, and a unit at the edge of its kink may turn by that: a small
+    difference, which is looked at again on three others.
+    """
     dropouts = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
     for module in dropouts:
         module.eval()
     try:
-        sums = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
-        add(x, y, sums[0])
         with _loop(model, criterion, parameters, clip, "loop") as loop:
-            loop(x, y, sums[1])
+            for begin in range(0, max(1, min(len(x) - 1, 9)), 3):
+                few = slice(begin, begin + 3)
+                sums = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
+                add(x[few], y[few], sums[0])
+                loop(x[few], y[few], sums[1])
+                ours, right = (torch.cat([s.flatten() for s in each]) for each in sums)
+                gap, size = (ours - right).norm().item(), right.norm().item()
+                if gap <= 1e-3 * size + 1e-6 * clip:
+                    return
+                if not gap <= 3e-2 * size:
+                    break
     finally:
         for module in dropouts:
             module.train()
-    ours, right = (torch.cat([s.flatten() for s in each]) for each in sums)
-    gap, size = (ours - right).norm().item(), right.norm().item()
-    if not gap <= 1e-3 * size + 1e-6 * clip:
-        raise ValueError(
-            f"engine {engine!r} does not give this model's clipped gradients (relative error {gap / (size or 1):.2g}): "
-            "a layer mixes examples, or its parameters are used in a way the engine does not see; try 'vmap'"
-        )
+    raise ValueError(
+        f"engine {engine!r} does not give this model's clipped gradients (relative error {gap / (size or 1):.2g}): "
+        "a layer mixes examples, or its parameters are used in a way the engine does not see; try 'vmap'"
+    )
 
 
 @contextmanager

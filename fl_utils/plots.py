@@ -42,9 +42,9 @@ def use() -> None:
 def show(caption: str, alt: str) -> None:
     """Show the current figure with what it needs to be read: a caption below it, and a text in its place.
 
-    caption: Markdown; names the paper's figure where there is one. alt: what is to be seen, for who cannot see it; it
-    is kept with the picture in the notebook, as the caption is, where Jupyter, the report and the book read them. Closes the figure. Raises ValueError
-    where either is empty, or no figure is open.
+    caption: Markdown; names the paper's figure where there is one. alt: what is to be seen, for who cannot see it. Both
+    are kept with the picture in the notebook, where Jupyter, the report and the book read them. Closes the figure.
+    Raises ValueError where either is empty, or no figure is open.
     """
     import io
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fl_utils import federation, gradients, training
+from fl_utils import federation, gradients, probe, training
 from fl_utils.cohorts import Client
 from fl_utils.training import LocalTraining, Trainer
 
@@ -281,7 +281,8 @@ def train_privately(
         training._seed(for_model, device)
         sampling = torch.Generator().manual_seed(for_sampling)
         noising = torch.Generator(device).manual_seed(for_noise)
-        for _ in range(steps):
+        kind = (trainer.model, client.x, device, local, engine, own.lot_size, physical_batch)
+        for _ in probe.few(range(steps), steps, 1, *kind):
             drawn = torch.rand(len(client), generator=sampling, dtype=torch.float64) < own.sample_rate
             sums.zero_()
             lot = drawn.nonzero().squeeze(1)

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fl_utils import probe
 from fl_utils.training import LocalTraining, Trainer
 
 MODES = ("linear", "linear_symmetric", "kmeans")
@@ -127,7 +128,7 @@ def recalibrate(model: nn.Module, x: torch.Tensor, batch_size: int = 128) -> nn.
         norm.momentum = None  # a plain mean over the batches
     model.train()
     with torch.no_grad():
-        for part in x.split(batch_size):
+        for part in probe.few(x.split(batch_size), len(x), batch_size, "recalibrate", model, x):
             if len(part) > 1:
                 model(part)
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -174,6 +175,9 @@ class _StraightThrough(nn.Module):
         super().__init__()
         self.how, self.refresh, self.step = (bits, mode, granularity), refresh, 0
         self.tables: list[torch.Tensor] = []
+
+    def extra_repr(self) -> str:
+        return f"{self.how}, refresh={self.refresh}"
 
     def forward(self, weights: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fl_utils import flat, metrics
+from fl_utils import flat, metrics, probe
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -95,8 +95,16 @@ def drawing(device: torch.device | str = "cpu") -> Iterator[None]:
     It is one for all threads of a process: whoever seeds it and draws from it does so inside of this.
     """
     device = torch.device(device)
-    with _drawing, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+    with _drawing:
+        if device.type == "cuda":
+            with torch.random.fork_rng(devices=[device]):
+                yield
+        else:  # the same, without asking every kind of device first
+            kept = torch.default_generator.get_state()
+            try:
+                yield
+            finally:
+                torch.default_generator.set_state(kept)
 
 
 def client_seed(seed: int, round_number: int, client: int) -> int:
@@ -114,6 +122,7 @@ class Trainer:
         self.layout = flat.Layout.of(self.model)
         self.vector = flat.bind(self.model, self.device)
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._modules = list(self.model.modules())
 
     def train(self, x: torch.Tensor, y: torch.Tensor, local: LocalTraining, seed: int) -> list[float]:
         """Train in place on examples ``x`` [N, ...] and labels ``y`` [N]; the mean loss of each epoch.
@@ -124,19 +133,24 @@ class Trainer:
         check_examples(x, y)
         criterion, step = self._criterion(local.loss), _stepper(self.trainable, local)
         losses = []
-        self.model.train()
+        if not all(module.training for module in self._modules):
+            self.model.train()
         with drawing(self.device):
             _seed(seed, self.device)
             generator = torch.Generator().manual_seed(seed)
             for _ in range(local.local_epochs):
-                total = torch.zeros((), device=self.device)
-                for inputs, targets in _batches(x, y, local.batch_size or len(x), generator):
+                found, counts = [], []
+                size = local.batch_size or len(x)
+                for inputs, targets in probe.few(
+                    _batches(x, y, size, generator), len(x), size, self.model, x, self.device, local
+                ):
                     if local.augment is not None:
                         inputs = local.augment(inputs, generator)
                     loss = criterion(self.model(inputs.to(self.device)), targets.to(self.device))
                     step(torch.autograd.grad(loss, self.trainable, materialize_grads=True))
-                    total += loss.detach() * len(targets)
-                losses.append(total.item() / len(x))
+                    found.append(loss.detach())
+                    counts.append(len(targets))
+                losses.append(_total(found, counts) / len(x))
         return losses
 
     def _criterion(self, loss: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -148,7 +162,8 @@ class Trainer:
     def outputs(self, x: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
         """The model's outputs (on the CPU) for ``x`` [N, ...], in evaluation mode."""
         self.model.eval()
-        return torch.cat([self.model(part.to(self.device)).cpu() for part in x.split(batch_size)])
+        parts = x.split(batch_size)
+        return torch.cat(probe.outputs(lambda part: self.model(part.to(self.device)).cpu(), parts, self.model))
 
     def evaluate(self, x: torch.Tensor, y: torch.Tensor, loss: str = "cross_entropy", batch_size: int = 256):
         """:class:`fl_utils.metrics.Scores` of the present state on ``x`` [N, ...], ``y`` [N]."""
@@ -160,11 +175,24 @@ class Trainer:
         return metrics.scores(y.numpy(), predictions.numpy(), classes, LOSSES[loss](outputs, y).item())
 
 
+def _total(losses: list[torch.Tensor], counts: list[int]) -> float:
+    """The sum of ``losses`` (scalars) times ``counts``, added up in order in float32: one transfer, few operations."""
+    if not losses:  # a probe left them all out
+        return 0.0
+    values = torch.stack(losses).cpu().numpy()
+    with np.errstate(all="ignore"):  # a loss that is not finite is the caller's to judge
+        total = np.float32(0)
+        for part in values * np.array(counts, values.dtype):
+            total = np.float32(total + part)
+    return float(total)
+
+
 def _batches(x: torch.Tensor, y: torch.Tensor, size: int, generator: torch.Generator, most: int = 1 << 24) -> Iterator:
     """Minibatches in a random order, gathered many at a time (at most ``most`` bytes) and cut as views."""
-    together = size * max(1, most // max(1, size * x[0].numel() * x.element_size()))
+    together = size * max(1, most // max(1, size * (x.numel() // len(x)) * x.element_size()))
     for chosen in torch.randperm(len(x), generator=generator).split(together):
-        yield from zip(x[chosen].split(size), y[chosen].split(size), strict=True)
+        inputs, targets = x.index_select(0, chosen.to(x.device)), y.index_select(0, chosen.to(y.device))
+        yield from zip(inputs.split(size), targets.split(size), strict=True)
 
 
 def _seed(seed: int, device: torch.device) -> None:
@@ -183,8 +211,8 @@ def check_examples(x: torch.Tensor, y: torch.Tensor, who: str = "data") -> None:
 def _stepper(parameters: list[torch.Tensor], local: LocalTraining) -> Callable[[tuple[torch.Tensor, ...]], None]:
     """A function that takes gradients and changes ``parameters`` in place; equal to torch.optim's SGD or Adam."""
     rate, state, count = local.learning_rate, [], 0
+    parameters = [parameter.detach() for parameter in parameters]  # the same memory, without a gradient to record
 
-    @torch.no_grad()
     def prepare(gradients: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
         gradients = list(gradients)
         if local.clip_norm:
@@ -194,9 +222,9 @@ def _stepper(parameters: list[torch.Tensor], local: LocalTraining) -> Callable[[
             torch._foreach_add_(gradients, parameters, alpha=local.weight_decay)
         return gradients
 
-    @torch.no_grad()
     def sgd(gradients: tuple[torch.Tensor, ...]) -> None:
-        gradients = prepare(gradients)
+        if local.clip_norm or local.weight_decay:
+            gradients = prepare(gradients)
         if local.momentum:
             if not state:
                 state.extend(torch.zeros_like(gradient) for gradient in gradients)
@@ -205,7 +233,6 @@ def _stepper(parameters: list[torch.Tensor], local: LocalTraining) -> Callable[[
             gradients = state
         torch._foreach_add_(parameters, gradients, alpha=-rate)
 
-    @torch.no_grad()
     def adam(gradients: tuple[torch.Tensor, ...], beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8):
         nonlocal count
         gradients = prepare(gradients)

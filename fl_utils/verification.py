@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fl_utils import probe
 from fl_utils.training import Trainer
 
 UNDETECTED = ("refuse", "wrong", "left out")  # pairs with a picture in which no face was found
@@ -116,12 +117,13 @@ def features(
         raise ValueError("features: no images")
     place = next(model.parameters()).device
     model.eval()
-    parts = []
-    for part in images.split(batch_size):
+
+    def described(part: torch.Tensor) -> torch.Tensor:
         part = part.to(place)
         views = [part, part.flip(3)] if flip else [part]
-        parts.append(torch.cat([model.features(view) for view in views], 1).float().cpu())
-    return torch.cat(parts)
+        return torch.cat([model.features(view) for view in views], 1).float().cpu()
+
+    return torch.cat(probe.outputs(described, images.split(batch_size), "features", flip, model))
 
 
 def similarities(

@@ -36,6 +36,17 @@ def test_fedavg_takes_a_generator_that_reuses_one_buffer_and_leaves_its_inputs_a
     assert all(torch.equal(v, c) for v, c in zip(drawn, copies, strict=True))
 
 
+@pytest.mark.parametrize("length", [0, 1, 1000, aggregation.PIECE, 2 * aggregation.PIECE + 13])
+def test_an_average_made_in_pieces_has_the_bits_of_one_made_vector_by_vector(length):
+    drawn, counts = vectors(6, length, 4), [3, 1, 500, 2, 2, 9]
+    for count in (1, 2, 6):
+        one_by_one = aggregation.fedavg_stream(zip(drawn[:count], counts[:count], strict=True))
+        assert torch.equal(aggregation.fedavg(drawn[:count], counts[:count]), one_by_one)
+        out = torch.empty(length)
+        assert aggregation.fedavg(drawn[:count], counts[:count], out=out) is out
+        assert torch.equal(out, one_by_one)
+
+
 @given(count=st.integers(1, 10), k=st.floats(0, 1), seed=st.integers(0, 99))
 def test_polyak_in_order_is_its_closed_form(count, k, seed):
     drawn = vectors(count, 30, seed)

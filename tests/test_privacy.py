@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
+import warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +17,7 @@ from torch import nn
 from fl_utils import federation, gradients, privacy
 from fl_utils.aggregation import fedavg
 from fl_utils.cohorts import FederationError, client_task
+from fl_utils.models.mobile import mobilenet_v2
 from fl_utils.models.private import (
     PixelWeights,
     PrivateSentimentLSTM,
@@ -23,6 +27,7 @@ from fl_utils.models.private import (
     to_twin,
 )
 from fl_utils.models.text import SentimentLSTM
+from fl_utils.models.vision import SmallCNN
 from fl_utils.training import LOSSES, LocalTraining, Trainer, client_seed
 from small import clients, plain_mlp, with_batch_norm
 
@@ -185,6 +190,60 @@ def test_engines_agree_with_one_example_at_a_time(name, engine):
     assert all(p.grad is None for p in model.parameters())
 
 
+def phone_network(**options) -> nn.Module:
+    """Group norm, activations that write into their inputs, images laid out channels last."""
+    return mobilenet_v2(5, norm="group", dropout=0.0, **options)
+
+
+@pytest.mark.parametrize("engine", [*gradients.ENGINES, "auto"])
+def test_a_network_that_writes_into_inputs_and_lays_images_out_its_own_way(engine):
+    torch.manual_seed(0)
+    model, x, y = phone_network(width=0.25, blocks=1).train(), torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 4])
+    before = [vars(m).copy() for m in model.modules()]
+    assert any(own.get("inplace") for own in before)
+    criterion = LOSSES["cross_entropy"]
+    right = flat(obvious(model, criterion, x, y, 0.5))
+    assert (clipped(model, criterion, x, y, 0.5, engine) - right).norm() <= 1e-5 * right.norm()
+    kept = ("inplace", "channels_last")
+    for own, module in zip(before, model.modules(), strict=True):
+        assert {name: own.get(name) for name in kept} == {name: vars(module).get(name) for name in kept}
+    assert model.channels_last
+
+
+def opacus_sum(model, x, y, clip, mode):
+    """The sum of clipped gradients as Opacus' own optimizer has it at zero noise."""
+    from opacus import PrivacyEngine
+
+    own = copy.deepcopy(model)
+    own.channels_last = False  # Opacus follows neither these nor writing into inputs
+    for module in own.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=len(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped, optimizer, _ = PrivacyEngine().make_private(
+            module=own, optimizer=torch.optim.SGD(own.parameters(), lr=0.0), data_loader=data, noise_multiplier=0.0,
+            max_grad_norm=clip, poisson_sampling=False, grad_sample_mode=mode,
+        )  # fmt: skip
+        LOSSES["cross_entropy"](wrapped(x), y).backward()
+        optimizer.pre_step()
+    return flat([parameter.grad for parameter in own.parameters()]) * len(x)
+
+
+@pytest.mark.parametrize("mode", ["hooks", "functorch"])
+@pytest.mark.parametrize("build", [partial(SmallCNN, 5, 32, 512), phone_network], ids=["CNN", "MobileNetV2"])
+def test_the_automatic_choice_equals_opacus_at_zero_noise(build, mode):
+    torch.manual_seed(0)
+    model, y = build().train(), torch.tensor([0, 3, 1, 4])
+    x = torch.rand(4, 3, 32, 32) if build is phone_network else torch.rand(4, 1, 28, 28) * 255
+    criterion = LOSSES["cross_entropy"]
+    ours, theirs = clipped(model, criterion, x, y, 0.5, "auto"), opacus_sum(model, x, y, 0.5, mode)
+    assert gradients.choose(model) == "bookkeeping"
+    assert (ours - theirs).abs().max() <= 1e-5
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
 @pytest.mark.parametrize("engine", gradients.ENGINES)
 def test_removing_an_example_moves_the_sum_by_at_most_the_bound(engine):
     model, criterion, x, y = problem("cnn")
@@ -225,6 +284,31 @@ def test_an_engine_that_would_be_wrong_is_found_out_before_it_is_used(model, eng
         clipped(model, LOSSES["cross_entropy"], x, y, 1.0, engine)
     if isinstance(model, Behind):
         clipped(model, LOSSES["cross_entropy"], x, y, 1.0, "vmap")
+
+
+@pytest.mark.parametrize(
+    ("errors", "accepted"),
+    [((0.0,), True), ((0.01, 0.0), True), ((0.01, 0.01, 0.01), False), ((0.1, 0.0), False)],
+)
+def test_a_small_difference_is_looked_at_again_before_an_engine_is_refused(monkeypatch, errors, accepted):
+    """As a unit makes it that rounding turns off: on some examples, not on all."""
+    model, criterion, x, y = problem("cnn")
+    tried, right = iter(errors), gradients._loop
+
+    @contextmanager
+    def slightly_wrong(*arguments):
+        with right(*arguments) as loop:
+
+            def add(x, y, total):
+                loop(x, y, total)
+                torch._foreach_mul_(total, 1 + next(tried, 0.0))
+
+            yield add
+
+    monkeypatch.setattr(gradients, "_bookkeeping", slightly_wrong)
+    with nullcontext() if accepted else pytest.raises(ValueError, match=r"relative error 0\.[01]"):
+        clipped(model, criterion, x, y, 1.0, "bookkeeping")
+    assert next(tried, None) is None or not accepted
 
 
 def test_what_has_no_gradient_per_example_is_refused_by_name():

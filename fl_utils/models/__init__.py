@@ -15,7 +15,7 @@ _COMPILER = "torch._dynamo.utils"
 
 
 class _StandIn(types.ModuleType):
-    """In place of torch._dynamo.utils until the first attribute is taken from it; every other user gets the real one."""
+    """In place of torch._dynamo.utils until an attribute is taken from it; every other user gets the real one."""
 
     def __getattr__(self, name: str):
         if name.startswith("__"):

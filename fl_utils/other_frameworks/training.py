@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fl_utils import framework_defaults
+from fl_utils import framework_defaults, probe
 from fl_utils.training import check_examples
 
 
@@ -84,13 +84,15 @@ def train(
     with arithmetic(computed):
         for number in range(schedule.epochs):
             total, seen, order = 0.0, 0, random.permutation(len(images))
-            for chosen in map(torch.from_numpy, framework_defaults.epoch(order, schedule.batch_size, framework)):
+            batches = list(framework_defaults.epoch(order, schedule.batch_size, framework))
+            about = (model, images, framework, size, computed, device)
+            for chosen in probe.few(map(torch.from_numpy, batches), len(batches), 1, *about):
                 x = framework_defaults.prepare(images[chosen], network, framework, size, generator)
                 outputs = model(x.to(device, memory_format=layout))
                 loss = functional.cross_entropy(outputs, labels[chosen].to(device))
                 step(parameters, velocity, torch.autograd.grad(loss, parameters), schedule, number)
                 total, seen = total + loss.item() * len(chosen), seen + len(chosen)
-            losses.append(total / seen)
+            losses.append(total / max(seen, 1))
             if not np.isfinite(total):
                 break
     return losses

@@ -194,7 +194,8 @@ def run(
     save_to: the notebooks folder, where the outputs of successful runs at the defaults are to be saved as well.
     """
     started = time.monotonic()
-    waiting = {submit(batch.job(planned, timeout)): planned for planned in jobs}
+    longest_first = sorted(jobs, key=lambda planned: -planned.cost.get("minutes", 0))  # no long one alone at the end
+    waiting = {submit(batch.job(planned, timeout)): planned for planned in longest_first}
     results = []
     while waiting:
         finished, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -271,10 +272,22 @@ def default_workers(jobs: Sequence[Planned]) -> int:
     """As many as cores, fewer where the memory available now does not hold as many of the largest jobs at once."""
     import psutil
 
-    cores = min(available_cores(), _cpu_quota())
     largest = max((job.cost.get("memory_mb", 0) for job in jobs), default=0)
-    fit = int(psutil.virtual_memory().available / 1e6 // largest) if largest else cores
-    return max(1, min(cores, fit, len(jobs)))
+    fit = int(psutil.virtual_memory().available / 1e6 // largest) if largest else cores()
+    return max(1, min(cores(), fit, len(jobs)))
+
+
+def cores() -> int:
+    """Cores that this process and its container may use."""
+    return min(available_cores(), _cpu_quota())
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of all that it started and saw end: the kernels, and what they started."""
+    import resource
+
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def _cpu_quota() -> int:

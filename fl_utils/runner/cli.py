@@ -1,4 +1,4 @@
-"""The command ``fl-notebooks``: list, run, report, export, data.
+"""The command ``fl-notebooks``: list, plan, run, report, export, book, data.
 
 Exit codes: 0 all ran, 1 some failed (or a check found something), 2 refused before anything ran, 130 stopped by a
 signal.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shlex
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import click
 from fl_utils import paths
 from fl_utils.runner import catalog
 from fl_utils.runner.catalog import Refused
+from fl_utils.runner.cli_data import data, refusing, table
 
 STOPPED = 130
 
@@ -59,6 +60,11 @@ class Layout:
 def main(context: click.Context, root: Path) -> None:
     """Notebooks of published results: list them, run them in parallel, set what comes out beside the papers."""
     context.obj = Layout(root.resolve())
+    if any(context.obj.papers.glob("*/paper.yaml")):  # another repository's notebooks answer to its own papers
+        os.environ["FL_NOTEBOOKS_PAPERS"] = str(context.obj.papers)
+
+
+main.add_command(data)
 
 
 @main.command("list")
@@ -81,7 +87,7 @@ def list_(layout: Layout, selectors: tuple[str, ...], as_json: bool) -> None:
                 *(_cost(row["default"]), _cost(row["paper_scale"]), *data, row["title"]),
             ]
         )
-    _table(table)
+    table(table)
     for row in rows:
         if row["problem"]:
             click.echo(f"fl-notebooks: {row['notebook']} {row['problem']}", err=True)
@@ -142,7 +148,7 @@ def run(context, selectors, pairs, file, scale, jobs, scheduler, out, resume, ti
         trouble = batch.point_latest(layout.runs)
         if trouble:
             click.echo(f"fl-notebooks: {trouble}", err=True)
-        started = time.monotonic()
+        started, spent = time.monotonic(), batches.cpu_seconds()
         finish = "finish with: fl-notebooks run --resume"
         finish += "" if batch.is_latest(layout.runs) else f" --out {shlex.quote(str(batch.folder))}"
         try:
@@ -154,18 +160,48 @@ def run(context, selectors, pairs, file, scale, jobs, scheduler, out, resume, ti
             done = len(planned) - len(left) + sum(result.status == "ok" for result in results)
             click.echo(f"stopped: {done} of {len(planned)} notebooks are done; {finish}")
             context.exit(STOPPED)
-        _summary(batch.folder, results, len(planned) - len(left), time.monotonic() - started)
+        seconds = time.monotonic() - started
+        busy = None if scheduler else (batches.cpu_seconds() - spent) / (seconds * batches.cores())
+        _summary(batch.folder, results, len(planned) - len(left), seconds, busy)
     context.exit(1 if any(result.status != "ok" for result in results) else 0)
 
 
-def _summary(folder: Path, results: list, kept: int, seconds: float) -> None:
+@main.command("plan")
+@click.argument("selectors", nargs=-1, required=True, metavar="SELECTOR...")
+@click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; the last one counts.")
+@click.option("-f", "file", type=click.Path(path_type=Path), help="Set the parameters of a YAML file.")
+@click.option("--scale", type=click.Choice(["embedded", "paper"]), default="embedded", help="Sizes, as for run.")
+@click.option("--limit", type=click.FloatRange(min=1), default=120, show_default=True, help="Seconds for each probe.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with everything that is known.")
+@click.pass_context
+def plan_(context, selectors, pairs, file, scale, limit, as_json) -> None:
+    """Predict minutes, memory and bytes of notebooks on this machine, and say which data they would need.
+
+    Each is run as a probe: a few steps of each kind of training are done and timed, the others are counted.
+    """
+    from fl_utils.runner import forecast
+
+    layout, cwd = context.obj, Path.cwd()
+    chosen = catalog.select(layout.entries(), selectors, layout.notebooks, cwd)
+    with refusing():
+        found = forecast.command(chosen, pairs, file, scale, limit, layout.papers, cwd)
+    if as_json:
+        click.echo(json.dumps([forecast.as_json(one) for one in found], indent=1))
+        return
+    table(forecast.table(found))
+    for line in forecast.details(found):
+        click.echo(line)
+
+
+def _summary(folder: Path, results: list, kept: int, seconds: float, busy: float | None) -> None:
     """A few lines for the terminal, and the report."""
     from fl_utils.runner import report
     from fl_utils.runner.progress import duration, outcome_line
 
     failed = [result for result in results if result.status != "ok"]
     before = f", {kept} done before" if kept else ""
-    click.echo(f"{len(results) - len(failed)} ran, {len(failed)} failed{before}; {duration(seconds)}")
+    at_work = "" if busy is None else f", cores at work {busy:.0%} of the time"
+    click.echo(f"{len(results) - len(failed)} ran, {len(failed)} failed{before}; {duration(seconds)}{at_work}")
     for result in failed:
         click.echo(f"  {outcome_line(result)}")
     summary = report.write(folder)
@@ -211,86 +247,24 @@ def export(context, notebook, to, bits, mode, out) -> None:
     """
     from fl_utils.runner import export as exports
 
-    with _refusing():
+    with refusing():
         code = exports.command(context.obj, notebook, to, bits, mode, out, Path.cwd())
     context.exit(code)
 
 
-@main.group()
-def data() -> None:
-    """The data sets: where each stands on this machine."""
-
-
-@data.command("list")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, with every file.")
-def data_list(as_json: bool) -> None:
-    """Each card: whether its files are here, their size, and where the real thing is to be had."""
-    from fl_utils.data import cards, fetch
-
-    with _refusing():
-        rows = [fetch.status(name) for name in cards.names()]
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    table = [["data set", "state", "MB", "title", "official place"]]
-    for row in rows:
-        size = "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}"
-        table.append([row["name"], row["state"], size, row["title"], row["official"]["place"]])
-    _table(table)
-
-
-@data.command("fetch")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder (default: build/book).")
 @click.pass_context
-def data_fetch(context: click.Context, names: tuple[str, ...]) -> None:
-    """Bring data sets into this user's cache, verified."""
-    from fl_utils.data import cards, fetch
+def book(context: click.Context, out: Path | None) -> None:
+    """Make a site of all notebooks as they are saved: read offline at OUT/html/index.html; nothing is executed."""
+    from fl_utils.book import site
 
-    known, failed = cards.names(), False
-    for name in names:
-        if name not in known:
-            near = catalog.did_you_mean(name, known) or ";"
-            raise Refused(f"unknown data set {name!r}{near} these exist: {', '.join(known)}")
-    for name in names:
-        try:
-            for path in fetch.fetch(name).values():
-                click.echo(path)
-        except (OSError, ValueError) as error:
-            click.echo(f"fl-notebooks: {error}", err=True)
-            failed = True
-    context.exit(1 if failed else 0)
-
-
-@data.command("check")
-@click.pass_context
-def data_check(context: click.Context) -> None:
-    """Compute the sha256 of every cached file anew; exit code 1 if one is not what its card says."""
-    from fl_utils.data import fetch
-
-    with _refusing():
-        problems = fetch.check()
-    for problem in problems:
-        click.echo(problem)
-    if not problems:
-        click.echo("every file in the cache is what its card says")
-    context.exit(1 if problems else 0)
-
-
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """A data card that cannot be read is a refusal."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from None
-
-
-def _table(rows: list[list[str]]) -> None:
-    """Print columns, as wide as they need; the first row is their heads."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip())
+    with refusing():
+        built = site.build(context.obj.root, out or context.obj.root / "build" / "book")
+    for problem in built.problems:
+        click.echo(f"problem: {problem}", err=True)
+    click.echo(f"{built.pages} pages: {built.index}")
+    context.exit(1 if built.problems else 0)
 
 
 def _listed(entry: catalog.Entry, papers_dir: Path) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Outcome:
     traceback: str = ""
     executed: str = ""
     peak_mb: float = 0.0
+    cpu_seconds: float = 0.0
     never_replied: bool = False
 
 
@@ -241,7 +242,7 @@ def execute(
         where = f"in cell {session.cell_number()}" if session.cell_number() else "before its first cell"
         outcome.error = f"{REASONS[ended]} {where}"
         outcome.traceback = outcome.error
-    outcome.peak_mb = session.monitor.peak_mb
+    outcome.peak_mb, outcome.cpu_seconds = session.monitor.peak_mb, session.monitor.cpu_seconds
     outcome.executed = _text(session, outcome)
     return outcome
 

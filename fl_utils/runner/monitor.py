@@ -21,9 +21,10 @@ POLL = 0.25  # seconds between two looks
 class Monitor(threading.Thread):
     """Watches one kernel's process tree until `close`.
 
-    ``peak_mb``: the most memory the tree held, in MB (10^6 bytes). ``ended``: why it was killed here ("timeout",
-    "stopped", or what `end` was told), else "". On Linux, memory is the kernel's own high-water mark or, if more, the
-    sampled sum over the tree in which shared pages count once (PSS); elsewhere the sampled sum of resident sizes.
+    ``peak_mb``: the most memory the tree held, in MB (10^6 bytes). ``cpu_seconds``: what it spent. ``ended``: why it
+    was killed here ("timeout", "stopped", or what `end` was told), else "". On Linux, memory is the kernel's own
+    high-water mark or, if more, the sampled sum over the tree in which shared pages count once (PSS); elsewhere the
+    sampled sum of resident sizes.
     """
 
     def __init__(self, deadline: float | None, stopped: Callable[[], bool], seen: Callable[[float], None]):
@@ -31,7 +32,7 @@ class Monitor(threading.Thread):
         self._deadline, self._stopped, self._seen = deadline, stopped, seen
         self._closing, self._lock = threading.Event(), threading.Lock()
         self._process = None
-        self.peak_mb, self.ended = 0.0, ""
+        self.peak_mb, self.cpu_seconds, self.ended = 0.0, 0.0, ""
 
     def attach(self, pid: int) -> None:
         """Watch the process ``pid``, the leader of its own process group."""
@@ -68,6 +69,7 @@ class Monitor(threading.Thread):
                 children = self._process.children(recursive=True)
                 current = sum(_memory(process, bool(children)) for process in [self._process, *children])
                 self.peak_mb = max(self.peak_mb, current, _high_water(self._process.pid))
+                self.cpu_seconds = max(self.cpu_seconds, sum(map(_cpu_seconds, [self._process, *children])))
             return current
 
     def _look(self) -> None:
@@ -124,6 +126,16 @@ def _memory(process, shared: bool) -> float:
         if shared and sys.platform.startswith("linux"):
             return process.memory_full_info().pss / 1e6
         return process.memory_info().rss / 1e6
+    except psutil.Error:
+        return 0.0
+
+
+def _cpu_seconds(process) -> float:
+    """CPU seconds of a process and of those of its children that have ended."""
+    import psutil
+
+    try:
+        return sum(process.cpu_times()[:4])
     except psutil.Error:
         return 0.0
 

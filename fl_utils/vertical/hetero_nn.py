@@ -49,6 +49,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from fl_utils import probe
 from fl_utils.vertical.channel import Channel
 from fl_utils.vertical.encryption import Evaluator, Owner, Sealed, uniform
 from fl_utils.vertical.joint import FeatureSide, RatingSide, Terms
@@ -120,13 +121,14 @@ class FeatureParty:
 
     def train(self, features: torch.Tensor, on_step: OnStep = lambda step: None) -> None:
         """All steps of the terms; ``on_step`` is called with the number of each that is done."""
-        for step, rows in enumerate(self.terms.batches(len(features)), 1):
+        for step, rows in enumerate(probe.first(self.terms.batches(len(features)), self.terms.count(len(features))), 1):
             self.step(features[rows])
             on_step(step)
 
     def predict(self, features: torch.Tensor) -> None:
         """Take part in predicting these rows; the result is B's."""
-        for part in features.split(self.terms.batch_size):
+        parts = features.split(self.terms.batch_size)
+        for part in probe.first(parts, len(parts)):
             self._forward(part, learns=False)
 
 
@@ -171,7 +173,7 @@ class RatingParty:
     def train(self, pairs: torch.Tensor, ratings: torch.Tensor, on_step: OnStep = lambda step: None) -> list[float]:
         """All steps of the terms; the loss of each."""
         losses = []
-        for step, rows in enumerate(self.terms.batches(len(pairs)), 1):
+        for step, rows in enumerate(probe.first(self.terms.batches(len(pairs)), self.terms.count(len(pairs))), 1):
             losses.append(self.step(pairs[rows], ratings[rows]))
             on_step(step)
         return losses
@@ -179,9 +181,10 @@ class RatingParty:
     @torch.no_grad()
     def predict(self, pairs: torch.Tensor) -> torch.Tensor:
         """Ratings of these rows, float32 [n], 1 to 5 stars; A takes part by its own :meth:`FeatureParty.predict`."""
-        found = []
-        for part in pairs.split(self.terms.batch_size):
+        found, parts = [], pairs.split(self.terms.batch_size)
+        for part in probe.first(parts, len(parts)):
             rows = self._received("rows", (len(part), self.terms.width), len(part))
             other = torch.from_numpy(self._forward(rows)).float()
             found.append(self.side.top(self.side.bottom(part), other))
+        found += [found[0][: len(part)] for part in parts[len(found) :]]  # of a probe
         return torch.cat(found).clamp(1, 5)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fl_utils import probe
 from fl_utils.models.recommendation import AuxiliaryBottom, NeuralCollaborativeFiltering, RatingBottom, RatingTop
 from fl_utils.training import client_seed
 from fl_utils.vertical.encryption import LIMITS
@@ -58,14 +59,18 @@ class Terms:
 
     def check_rows(self, rows: int) -> None:
         """Raise ValueError where so many training rows take the feature party's share beyond what can be encrypted."""
-        steps = self.epochs * -(-rows // self.batch_size)
-        steps = min(steps, self.steps) if self.steps else steps
+        steps = self.count(rows)
         reach = 5 * self.share_step * (steps / 3) ** 0.5 + 1
         if reach > LIMITS["weights"]:
             raise ValueError(
                 f"share_step is {self.share_step:g}: over {steps} steps A's share may reach {reach:.3g}; the "
                 f"encryption holds {LIMITS['weights']:g}: take a share_step of {10 * self.share_step / reach:.2g}"
             )
+
+    def count(self, rows: int) -> int:
+        """The steps of the whole training on so many rows."""
+        steps = self.epochs * -(-rows // self.batch_size)
+        return min(steps, self.steps) if self.steps else steps
 
     def batches(self, rows: int) -> Iterator[torch.Tensor]:
         """The rows of each step, int64, in the order that ``seed`` gives: the same for both parties."""
@@ -196,7 +201,7 @@ class Joint:
 
     def train(self, pairs: torch.Tensor, ratings: torch.Tensor, features: torch.Tensor | None = None) -> list[float]:
         """All steps of the terms; the loss of each."""
-        chosen = self.terms.batches(len(pairs))
+        chosen = probe.first(self.terms.batches(len(pairs)), self.terms.count(len(pairs)), done=100)
         return [self.step(pairs[rows], ratings[rows], None if features is None else features[rows]) for rows in chosen]
 
     @torch.no_grad()
