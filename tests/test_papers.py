@@ -14,6 +14,7 @@ from collections import Counter
 import pytest
 import yaml
 
+from fl_utils import papers as library
 from fl_utils.paths import PAPERS, ROOT
 
 HEADER = ["experiment", "metric", "value", "unit", "where", "note"]
@@ -384,3 +385,26 @@ def test_faces_parameters_follow_from_the_head():
     for model, (parameters, features) in stock.items():
         built = parameters + (10_575 - 1000) * (features + 1)
         assert round(built / 1e6, 2) == values[f"parameters/{model}/pytorch"]
+
+
+def own_paper(root, letter):
+    folder = root / "mine"
+    folder.mkdir()
+    (folder / "paper.yaml").write_text(f"key: mine\nletter: {letter}\n", encoding="utf-8")
+    (folder / "published.csv").write_text(f"{','.join(HEADER)}\nS1,accuracy,86.0,%,Table 1,\n", encoding="utf-8")
+    return root
+
+
+def test_a_paper_of_ones_own_has_a_letter(tmp_path):
+    papers = own_paper(tmp_path, "S")
+    assert library.paper_of("S1", papers) == "mine"
+    assert library.published("S1", papers)["accuracy"].number == 86.0
+    assert library.paper_of("O2", papers) == "oarf"
+    with pytest.raises(ValueError, match="want a letter of O, M, F, D and a number"):
+        library.paper_of("S1")
+
+
+@pytest.mark.parametrize(("letter", "said"), [("O", "letter O is oarf's already"), ("ab", "letter is 'ab', want one")])
+def test_a_letter_that_cannot_be_is_named(tmp_path, letter, said):
+    with pytest.raises(ValueError, match=said):
+        library.letters(own_paper(tmp_path, letter))

@@ -234,6 +234,22 @@ class TestFolders:
         with Batch.existing(tmp_path, tmp_path) as batch, pytest.raises(Refused, match=r"batch\.json cannot be read"):
             batch.read()
 
+    def test_the_longest_starts_first(self, tmp_path):
+        minutes = {"01_a": 0.1, "02_b": 3, "03_c": 1}
+        texts = {f"oarf/{name}.ipynb": notebook(default=COST | {"minutes": each}) for name, each in minutes.items()}
+        root, begun = repository(tmp_path, texts), []
+
+        def submit(job):
+            begun.append(job.notebook)
+            future = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+        with batches.Batch.create(root / "runs", None) as batch:
+            batches.run(batch, planned(root), submit, Lines([]), threading.Event())
+        assert begun == ["oarf/02_b.ipynb", "oarf/03_c.ipynb", "oarf/01_a.ipynb"]
+
     def test_as_many_workers_as_cores_and_memory_allow(self, tmp_path, monkeypatch):
         large = notebook(default={"minutes": 1, "memory_mb": 10**9})
         root = repository(tmp_path, {f"oarf/0{n}_x.ipynb": notebook() for n in range(4)})
@@ -262,6 +278,22 @@ class TestSaving:
         content["cells"][0]["metadata"].setdefault("tags", [])
         content["cells"][-1] |= {"outputs": [stderr, stdout, dict(stderr)], "execution_count": 2}
         return content
+
+    def test_a_slider_keeps_its_text_and_no_state(self):
+        content = self.executed()
+        content["metadata"]["widgets"] = {"state": {}}
+        shown = {saving.WIDGET: {"model_id": "1f"}, "text/plain": "interactive(...)"}
+        content["cells"][-1]["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": shown}]
+        stripped = saving.strip(content)
+        assert "widgets" not in stripped["metadata"]
+        assert stripped["cells"][-1]["outputs"][0]["data"] == {"text/plain": "interactive(...)"}
+
+    def test_the_hook_strips_in_place_and_says_so(self, tmp_path, capsys):
+        path = tmp_path / "x.ipynb"
+        path.write_text(json.dumps(self.executed()))
+        assert saving.main([str(path)]) == 1 and "stripped" in capsys.readouterr().out
+        assert saving.main([str(path)]) == 0
+        assert "papermill" not in json.loads(path.read_text())["metadata"]
 
     def test_strip_keeps_outputs_counts_and_tags_alone(self):
         stripped = saving.strip(self.executed())
