@@ -20,7 +20,7 @@ import click
 from fl_utils import paths
 from fl_utils.runner import catalog
 from fl_utils.runner.catalog import Refused
-from fl_utils.runner.cli_data import data, refusing, table
+from fl_utils.runner.cli_data import data, print_table, refusing
 
 STOPPED = 130
 
@@ -87,7 +87,7 @@ def list_(layout: Layout, selectors: tuple[str, ...], as_json: bool) -> None:
                 *(_cost(row["default"]), _cost(row["paper_scale"]), *data, row["title"]),
             ]
         )
-    table(table)
+    print_table(table)
     for row in rows:
         if row["problem"]:
             click.echo(f"fl-notebooks: {row['notebook']} {row['problem']}", err=True)
@@ -188,7 +188,7 @@ def plan_(context, selectors, pairs, file, scale, limit, as_json) -> None:
     if as_json:
         click.echo(json.dumps([forecast.as_json(one) for one in found], indent=1))
         return
-    table(forecast.table(found))
+    print_table(forecast.table(found))
     for line in forecast.details(found):
         click.echo(line)
 
@@ -218,6 +218,7 @@ def _summary(folder: Path, results: list, kept: int, seconds: float, busy: float
 @click.pass_obj
 def report(layout: Layout, directory: Path | None, readme: bool) -> None:
     """Write results.csv, claims.csv and index.html into the batch DIR (default: the latest)."""
+    from fl_utils.runner import picture
     from fl_utils.runner import report as reports
 
     try:
@@ -226,8 +227,10 @@ def report(layout: Layout, directory: Path | None, readme: bool) -> None:
             click.echo(reports.write(folder).text)
         if readme:
             changed = reports.update_readme(layout.root / "README.md", layout.notebooks)
+            if set(picture.SHOWN) <= {entry.notebook for entry in layout.entries()}:
+                picture.write(layout.notebooks, layout.papers / "picture.png")
             click.echo("README.md is written anew" if changed else "README.md is up to date")
-    except (reports.ReportError, FileNotFoundError) as error:
+    except (reports.ReportError, FileNotFoundError, ValueError) as error:
         raise Refused(str(error)) from None
 
 

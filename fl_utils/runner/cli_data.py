@@ -21,7 +21,7 @@ def refusing() -> Iterator[None]:
         raise Refused(str(error)) from None
 
 
-def table(rows: list[list[str]]) -> None:
+def print_table(rows: list[list[str]]) -> None:
     """Print columns, as wide as they need; the first row is their heads."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
@@ -49,7 +49,7 @@ def data_list(as_json: bool) -> None:
     for row in rows:
         size = "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f}"
         table.append([row["name"], row["state"], size, row["title"], row["official"]["place"]])
-    table(table)
+    print_table(table)
 
 
 @data.command("fetch")

@@ -7,10 +7,11 @@ import json
 import os
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from tiny_repository import alive, cell, notebook, outputs, repository, until
+from tiny_repository import COST, alive, cell, notebook, outputs, repository, until
 
 from fl_utils.runner import batch as batches
 from fl_utils.runner import catalog, jobs, plan, saving
@@ -39,6 +40,7 @@ def run_all(root: Path, batch: Batch, todo: list[plan.Planned], **more) -> dict[
 
 LEAVES_A_CHECKPOINT = """
 import os
+from concurrent.futures import Future
 from pathlib import Path
 Path(os.environ["FL_NOTEBOOKS_CHECKPOINTS"], "model.safetensors").write_text("half")
 """

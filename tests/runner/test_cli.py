@@ -116,6 +116,7 @@ def test_exit_codes_and_summary(root):
     result = call(root, "run", "O2", "-p", "rounds", "7", "--out", root / "out", "--save")
     assert (root / "notebooks/oarf/01_good.ipynb").read_text() == before  # not a run at the defaults
     assert result.exit_code == 0 and "[1/1] ok oarf/01_good.ipynb" in result.stderr
+    assert "cores at work" in result.stdout
     assert result.stdout.startswith("1 ran, 0 failed") and (root / "out/index.html").is_file()
     assert outputs(root / "out/oarf/01_good.ipynb") == "7\n" and not (root / "runs").exists()
     result = call(root, "run", "O3")
