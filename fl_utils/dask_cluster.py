@@ -132,9 +132,17 @@ class Round:
         except CancelledError:
             outcome = partial(reply.set_exception, BrokenExecutor("the Dask scheduler is gone"))
         except Exception as error:
+            if _misread(error):
+                self._ask(reply, call, data, with_data=True)
+                return
             outcome = partial(reply.set_exception, error)
         if reply.set_running_or_notify_cancel():
             outcome()
+
+
+def _misread(error: Exception) -> bool:
+    """Whether Dask's executor took a result for an error, as it does where the worker dies between its two looks."""
+    return isinstance(error, AttributeError) and "with_traceback" in str(error)
 
 
 @contextlib.contextmanager

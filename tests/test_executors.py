@@ -373,3 +373,28 @@ def test_a_scheduler_that_is_gone_ends_the_run(in_threads):
         dask_cluster.DaskCluster(client) as dask,
     ):
         run(clients(), rounds=50, executor=dask, progress=lambda _: in_threads.close())
+
+
+def answered(*answers):
+    """The reply of a Dask round whose tasks end in ``answers``, one after the other."""
+    from concurrent.futures import Future
+    from types import SimpleNamespace
+
+    from fl_utils.dask_cluster import Round
+
+    left, reply = list(answers), Future()
+
+    def call(data):
+        inner, answer = Future(), left.pop(0)
+        inner.set_exception(answer) if isinstance(answer, Exception) else inner.set_result(answer)
+        return inner
+
+    Round(SimpleNamespace(moved={"updates": 0}, _workers=set()), None)._ask(reply, call, b"", with_data=False)
+    return reply
+
+
+def test_a_result_that_dask_misreads_as_its_worker_dies_is_asked_for_again():
+    misread = AttributeError("'float' object has no attribute 'with_traceback'")
+    assert answered(misread, (torch.ones(2), 0.5, "worker")).result(1)[1] == 0.5
+    with pytest.raises(AttributeError, match="no attribute 'labels'"):
+        answered(AttributeError("no attribute 'labels'")).result(1)
