@@ -96,8 +96,7 @@ def updates(
                 new, loss = outcome
                 header = {"kind": "update", "round": this_round.number, "client": id, "num_examples": count}
                 this_round.bytes_up += wire.size(wire.frame(new, **header))
-                # The sum is not finite where a value is not, nor, harmlessly, where huge ones overflow: look closer.
-                if math.isfinite(new.sum()) or torch.isfinite(new).all():
+                if finite(new):
                     losses, taken = losses + loss * count, taken + count
                     yield (new if reuse or own else new.clone()), count
                     continue
@@ -110,6 +109,12 @@ def updates(
         reasons = "; ".join(f"client {id}: {reason}" for id, reason in this_round.left_out.items())
         raise FederationError(f"round {this_round.number}: no client of the cohort is left ({reasons})")
     this_round.train_loss = losses / taken
+
+
+def finite(vector: torch.Tensor) -> bool:
+    """Whether all values of ``vector`` (float32 [d]) are finite."""
+    # The sum is not finite where a value is not, nor, harmlessly, where huge ones overflow: look closer.
+    return math.isfinite(vector.sum()) or bool(torch.isfinite(vector).all())
 
 
 Outcome = tuple[torch.Tensor, float] | Exception

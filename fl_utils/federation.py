@@ -9,7 +9,6 @@ A result depends on the seed and the data alone: not on the executor, nor on a k
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +23,7 @@ from torch import nn
 
 from fl_utils import checkpoints, probe
 from fl_utils.aggregation import fedavg_stream, polyak
-from fl_utils.cohorts import Client, ClientDropped, FederationError, Round, client_task, draw, updates
+from fl_utils.cohorts import Client, ClientDropped, FederationError, Round, client_task, draw, finite, updates
 from fl_utils.populations import Population
 from fl_utils.terraces import Terraces
 from fl_utils.training import LocalTraining, Trainer, check_examples, drawing
@@ -253,8 +252,7 @@ def check(clients: Sequence[Client], schedule: list[int], fraction: float, on_fa
 
 
 def _check_new(new: torch.Tensor, old: torch.Tensor, this_round: Round) -> None:
-    # A sum that is finite says the same in a fraction of the time.
-    if new.shape != old.shape or not (math.isfinite(new.sum()) or torch.isfinite(new).all()):
+    if new.shape != old.shape or not finite(new):
         raise FederationError(
             f"round {this_round.number}: the rule's result is not a finite vector of {len(old)} values"
         )

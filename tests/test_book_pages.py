@@ -12,10 +12,11 @@ from fl_utils import paths
 from fl_utils.book import api, course, data, gallery, glossary, notebooks, results, site
 from fl_utils.book.docstrings import as_rest
 from fl_utils.book.links import Links
-from fl_utils.book.text import code, plain, table
+from fl_utils.book.text import code, plain
 from fl_utils.experiment import MIME
 from fl_utils.runner import catalog
 from fl_utils.runner.outcomes import Entry, Figure
+from fl_utils.runner.readme import table
 from fl_utils.runner.records import Claim, Record, Value
 
 

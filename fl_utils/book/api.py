@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fl_utils.book.docstrings import as_rest
-from fl_utils.book.text import plain, table
+from fl_utils.book.text import plain
+from fl_utils.runner.readme import table
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

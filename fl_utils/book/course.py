@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from fl_utils.book.gallery import is_solution, is_tutorial
-from fl_utils.book.text import contents, plain, table
+from fl_utils.book.text import contents, plain
 from fl_utils.runner.outcomes import Entry
-from fl_utils.runner.readme import NONE
+from fl_utils.runner.readme import NONE, table
 
 
 def pages(entries: Sequence[Entry]) -> dict[str, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from fl_utils.book.text import code, plain, table
+from fl_utils.book.text import code, plain
 from fl_utils.data import cards
-from fl_utils.runner.readme import NONE
+from fl_utils.runner.readme import NONE, table
 
 ADDRESS = re.compile(r"https?://\S*[^\s.,;:)]")
 KINDS = {"pypi": "Python package", "npm": "npm package", "debian": "Debian package", "https": "download"}

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_utils.book.text import code, plain, table
+from fl_utils.book.text import code, plain
 from fl_utils.runner import catalog
-from fl_utils.runner.readme import NONE, load_yaml
+from fl_utils.runner.readme import NONE, load_yaml, table
 
 KEYS = {"symbol", "name", "meaning", "papers", "parameters"}
 

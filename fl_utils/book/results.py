@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fl_utils import papers
-from fl_utils.book.text import code, contents, held, plain, table
+from fl_utils.book.text import code, contents, held, plain
 from fl_utils.runner.outcomes import Entry
 from fl_utils.runner.page import by_paper, claim_order, format_number, format_value
-from fl_utils.runner.readme import NONE, known_claims, load_yaml, source_of
+from fl_utils.runner.readme import NONE, known_claims, load_yaml, source_of, table
 from fl_utils.runner.records import Claim, Value, mapping
 
 VALUES = ("Metric", "In the paper", "Paper", "Here", "Unit", "Gap", "Scale", "Seeds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from fl_utils.runner.records import Claim
 
@@ -19,12 +19,6 @@ def code(text: object) -> str:
     """``text`` as code within a line or a table's cell; nothing where it is empty."""
     words = " ".join(str(text).split()).replace("|", "\\|")
     return f"`` {words} ``" if "`" in words else f"`{words}`" if words else ""
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the cells are Markdown already."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def contents(pages: Iterable[str], caption: str = "", depth: int = 1) -> str:

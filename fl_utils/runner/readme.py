@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,7 +29,8 @@ def escape(text: str) -> str:
     return re.sub(r"([\\|*\[\]`<])", r"\\\1", one_line(text))
 
 
-def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the cells are Markdown already."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -137,7 +138,7 @@ def _gallery(entries: Iterable[Entry], titles: dict[str, str], datasets_dir: Pat
         if rows:
             heading = escape(titles.get(paper, paper)) if paper else "Tutorials"
             header = ("Notebook", "Table or figure", "Data (default scale)", "Minutes", "Verdict")
-            parts.append(f"### {heading}\n\n{_table(header, rows)}")
+            parts.append(f"### {heading}\n\n{table(header, rows)}")
     return "\n\n".join(parts)
 
 
@@ -167,7 +168,7 @@ def _scorecard(entries: Iterable[Entry], titles: dict[str, str], known: dict[str
                 )
                 for entry, claim in pairs
             ]
-            lines.append(_table(("Claim", "Statement", "Verdict", "Evidence", "Scale"), rows))
+            lines.append(table(("Claim", "Statement", "Verdict", "Evidence", "Scale"), rows))
         ids = {claim.id for _, claim in pairs}
         missing = [experiment for claim, experiment in known.get(paper, {}).items() if claim not in ids]
         if missing:
@@ -193,7 +194,7 @@ def _paper_data(entries: Iterable[Entry], papers_dir: Path, datasets_dir: Path) 
         if official:
             cells = (card.get("title") or name, official.get("place"), official.get("size") or NONE)
             rows.append((*(escape(one_line(cell)) for cell in cells), ", ".join(dict.fromkeys(wanted[name]))))
-    return _table(("Data set", "Official place", "Size", "Wanted by"), rows) if rows else ""
+    return table(("Data set", "Official place", "Size", "Wanted by"), rows) if rows else ""
 
 
 def readme_sections(
