@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fl_utils import flat, metrics
+from fl_utils import flat, metrics, training
 from fl_utils.models.text import SentimentLSTM
 from fl_utils.models.vision import random_flip
 from fl_utils.training import LOSSES, LocalTraining, Trainer, client_seed
@@ -30,7 +30,8 @@ def test_the_fast_path_equals_torch_optim_and_a_plain_loop(build, settings):
     model = flat.load(build(), trainer.vector)
 
     kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[local.optimizer]
-    extra = {"momentum": local.momentum} if local.optimizer == "sgd" else {}
+    # Fused, alike to the bit: a bias before batch norm has gradients of rounding alone, which Adam makes steps of.
+    extra = {"momentum": local.momentum} if local.optimizer == "sgd" else {"fused": True}
     optimizer = kind(model.parameters(), local.learning_rate, weight_decay=local.weight_decay, **extra)
     generator = torch.Generator().manual_seed(5)
     torch.manual_seed(5)
@@ -50,6 +51,56 @@ def test_the_fast_path_equals_torch_optim_and_a_plain_loop(build, settings):
     losses = trainer.train(x, y, local, seed=5)
     torch.testing.assert_close(trainer.vector, flat.flatten(model), atol=1e-6, rtol=1e-6)
     assert losses == pytest.approx(slow_losses, abs=1e-6)
+
+
+class Layouts(torch.nn.Module):
+    """A convolution whose gradients lie channels last, and a parameter that no output depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(3, 4, 3)
+        self.unused = torch.nn.Parameter(torch.ones(5))
+
+    def forward(self, x):
+        return self.convolution(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+
+
+@pytest.mark.parametrize("settings", [each for each in SETTINGS if "batch_size" not in each], ids=str)
+def test_any_layout_of_gradients_and_an_unused_parameter(settings):
+    local = LocalTraining(**{"batch_size": 8, "learning_rate": 0.1, **settings})
+    x, y = torch.randn(8, 3, 6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
+    trainer = Trainer(Layouts)
+    model = flat.load(Layouts(), trainer.vector)
+    for channels_last in (False, True):  # of the parameters too
+        if channels_last:
+            model.convolution.to(memory_format=torch.channels_last)
+        parameters = list(model.parameters())
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[local.optimizer]
+        extra = {"momentum": local.momentum} if local.optimizer == "sgd" else {}
+        own = flat.load(Layouts(), flat.flatten(model))
+        optimizer = kind(own.parameters(), local.learning_rate, weight_decay=local.weight_decay, **extra)
+        step = training._stepper(parameters, local)
+        for _ in range(3):
+            functional.cross_entropy(own(x), y).backward()
+            own.unused.grad = torch.zeros(5)  # torch.optim would leave it alone, decay and all
+            if local.clip_norm:
+                torch.nn.utils.clip_grad_norm_(own.parameters(), local.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            step(training.gradients(functional.cross_entropy(model(x), y), parameters))
+        torch.testing.assert_close(flat.flatten(model), flat.flatten(own), atol=1e-6, rtol=1e-6)
+
+
+def test_gradients_are_autograds_to_the_bit():
+    model, (x, y) = with_batch_norm(), examples(20)
+    parameters = [*model.parameters(), torch.zeros(3, requires_grad=True)]
+    found = training.gradients(functional.cross_entropy(model(x), y), parameters)
+    expected = torch.autograd.grad(functional.cross_entropy(model(x), y), parameters, materialize_grads=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    with pytest.raises(ValueError, match=r"the loss has the shape \(20,\): want one number"):
+        training.gradients(functional.cross_entropy(model(x), y, reduction="none"), parameters)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        training.gradients(torch.ones(()), parameters)
 
 
 def test_training_leaves_the_global_generator_alone():
