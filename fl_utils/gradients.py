@@ -100,6 +100,8 @@ def _plain(model: nn.Module) -> Iterator[None]:
     own = {(m, name) for m, name in changed if name in vars(m)}
     for module, name in changed:
         setattr(module, name, False)
+        if name == "channels_last":
+            module.lay_out(False)
     try:
         yield
     finally:

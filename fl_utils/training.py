@@ -264,5 +264,6 @@ def _stepper(parameters: list[torch.Tensor], local: LocalTraining) -> Callable[[
 
 
 def _laid_out(gradient: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """``gradient`` with its values in the memory's order of ``parameter``'s: the fused step looks at nothing else."""
-    return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)
+    """``gradient`` with its numbers in the memory's order of ``parameter``'s: the fused step looks at nothing else."""
+    alike = gradient.stride() == parameter.stride() or (gradient.is_contiguous() and parameter.is_contiguous())
+    return gradient if alike else torch.empty_like(parameter).copy_(gradient)

@@ -1,12 +1,15 @@
 """The small networks against their papers' parameter counts, multiply-adds, shapes and strides."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torchvision import models as published
 
-from fl_utils import costs
+from fl_utils import costs, flat
 from fl_utils.models import mobile
+from fl_utils.training import LocalTraining, Trainer
 
 EVERY = {
     "mobilenet_v1": lambda classes=10, **more: mobile.mobilenet_v1(classes, 0.25, **more),
@@ -239,13 +242,37 @@ def test_a_shallow_mobilenet_v2_keeps_the_strides_and_the_shapes(strides):
         mobile.mobilenet_v2(10, blocks=-1)
 
 
-def test_channels_last_changes_no_gradient():
+NETWORKS = [
+    partial(mobile.mobilenet_v2, 5, "kuangliu", width=0.25, dropout=0.0, blocks=1),
+    partial(mobile.shufflenet_v2, 5, 0.5, 1, units=1),
+]
+
+
+@pytest.mark.parametrize("build", NETWORKS)
+def test_channels_last_changes_no_gradient(build):
     torch.manual_seed(0)
-    ours = mobile.mobilenet_v2(5, "kuangliu", width=0.25, dropout=0.0, blocks=1).double().train()
+    ours = build().double().train()
     x = torch.rand(6, 3, 16, 16, dtype=torch.double)
-    plain = torch.autograd.grad(published.MobileNetV2.forward(ours, x).square().sum(), list(ours.parameters()))
-    last = torch.autograd.grad(ours(x).square().sum(), list(ours.parameters()))
-    assert all(torch.allclose(one, other, atol=1e-9, rtol=1e-7) for one, other in zip(plain, last, strict=True))
+    found = []
+    for ours.channels_last in (False, True, False):
+        found.append(torch.autograd.grad(ours(x).square().sum(), list(ours.parameters())))
+    for one, other, again in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-9, rtol=1e-7)
+        assert torch.equal(one, again)
+
+
+@pytest.mark.parametrize("build", NETWORKS)
+def test_a_layout_for_training_stays_bound_and_is_gone_for_evaluation(build):
+    trainer = Trainer(build)
+    before = [parameter.stride() for parameter in trainer.model.parameters()]
+    x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 5
+    trainer.train(x, y, LocalTraining(1, 4, 0.1, "adam"), seed=0)
+    assert torch.equal(flat.flatten(trainer.model), trainer.vector)
+    assert [parameter.stride() for parameter in trainer.model.parameters()] != before
+    trainer.evaluate(x, y)
+    assert [parameter.stride() for parameter in trainer.model.parameters()] == before
+    trainer.vector.zero_()
+    assert not any(parameter.any() for parameter in trainer.model.parameters())
 
 
 def test_a_shallow_shufflenet_v2_has_so_many_units_a_stage():
