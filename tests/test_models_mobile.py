@@ -242,6 +242,18 @@ def test_a_shallow_mobilenet_v2_keeps_the_strides_and_the_shapes(strides):
         mobile.mobilenet_v2(10, blocks=-1)
 
 
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_narrow_last_layer_changes_nothing_before_it(norm):
+    whole, narrow = (mobile.mobilenet_v2(10, width=0.25, norm=norm, blocks=1, last=n) for n in (1280, 320))
+    shapes = [[tuple(p.shape) for p in model.parameters()] for model in (whole, narrow)]
+    assert shapes[0] == [tuple(p.shape) for p in mobile.mobilenet_v2(10, width=0.25, norm=norm, blocks=1).parameters()]
+    assert shapes[0][:-5] == shapes[1][:-5]
+    assert shapes[1][-5:] == [(320, 80, 1, 1), (320,), (320,), (10, 320), (10,)]
+    assert narrow(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+    with pytest.raises(ValueError, match="last is -1"):
+        mobile.mobilenet_v2(10, last=-1)
+
+
 NETWORKS = [
     partial(mobile.mobilenet_v2, 5, "kuangliu", width=0.25, dropout=0.0, blocks=1),
     partial(mobile.shufflenet_v2, 5, 0.5, 1, units=1),

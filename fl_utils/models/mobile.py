@@ -128,19 +128,22 @@ def mobilenet_v2(
     norm: str = "batch",
     dropout: float = 0.2,
     blocks: int = 0,
+    last: int = 0,
 ) -> MobileNetV2:
     """torchvision's MobileNetV2 (Sandler et al. 2018; Hofman 2020, Tables 3.3 and 4.1); 2,236,682 parameters for 10.
 
     strides: "stock", "kuangliu" (CIFAR-10) or "table_4_1" (FedMobileNetV2), see MOBILENET_V2_STRIDES. channels: of the
     images. width: the multiplier alpha, channels rounded to multiples of 8. norm: "batch" or "group" (8 groups), which
     keeps no statistics that clients would have to average. dropout: before the last layer. blocks: of each stage at
-    most; 0 is the network as published, 1 a shallow one with the same strides that learns within a minute.
+    most; 0 is the network as published, 1 a shallow one with the same strides that learns within a minute. last:
+    channels of the last convolution; 0 is the network as published, with 1280 of them however narrow the rest is.
     Raises ValueError on any other value.
     """
     _whole("classes", classes)
     _whole("channels", channels)
-    if blocks:
-        _whole("blocks", blocks)
+    for name, value in (("blocks", blocks), ("last", last)):
+        if value:
+            _whole(name, value)
     _among("strides", strides, MOBILENET_V2_STRIDES)
     _above("width", width)
     _share("dropout", dropout)
@@ -151,6 +154,8 @@ def mobilenet_v2(
     ]
     model = MobileNetV2(classes, width, stages, norm_layer=_norm(norm), dropout=dropout)
     _reshape_first(model.features[0], channels, first)
+    if last:
+        _replace_last(model, last, norm)
     return model
 
 
@@ -345,3 +350,15 @@ def _share(name: str, value: object) -> None:
 def _among(name: str, value: object, known) -> None:
     if isinstance(value, bool) or not any(value == one for one in known):
         raise ValueError(f"{name} is {value!r}, want one of {', '.join(map(repr, known))}")
+
+
+def _replace_last(model: MobileNetV2, outputs: int, norm: str) -> None:
+    """Give ``model`` a last convolution with so many channels; its weights are drawn as torchvision draws them."""
+    model.features[-1] = Conv2dNormActivation(
+        model.features[-1][0].in_channels, outputs, 1, norm_layer=_norm(norm), activation_layer=nn.ReLU6
+    )
+    model.classifier[1] = nn.Linear(outputs, model.classifier[1].out_features)
+    model.last_channel = outputs
+    nn.init.kaiming_normal_(model.features[-1][0].weight, mode="fan_out")
+    nn.init.normal_(model.classifier[1].weight, 0, 0.01)
+    nn.init.zeros_(model.classifier[1].bias)
