@@ -202,21 +202,34 @@ def _one(ratio: float) -> dict[str, float]:
     return {"ratio": ratio, "ratio_min": ratio, "ratio_max": ratio}
 
 
+@contextmanager
+def pools() -> Iterator[dict[str, object]]:
+    """Pools of one and of two workers, which wait without a stir for their turn."""
+    with ExitStack() as stack:
+        yield {f"pool, {n}": stack.enter_context(executor(f"pool:{n}")) for n in (1, 2)}
+
+
+@contextmanager
+def dask(workers: int) -> Iterator[dict[str, object]]:
+    """One Dask cluster. Idle, its processes still talk: nothing else is measured beside it but one process."""
+    with cluster(workers) as address, executor(address) as place:
+        yield {f"Dask, {workers}": place}
+
+
 def run() -> dict:
     """Wall time against one process (limit: two worker processes), then the model beside it and far beyond it.
 
     The model's ratios are predicted to measured seconds, and predicted seconds to those of workers without any cost.
     """
-    with ExitStack() as stack:
-        places = {f"pool, {n}": stack.enter_context(executor(f"pool:{n}")) for n in (1, 2)}
-        for n in (1, 2):
-            address = stack.enter_context(cluster(n))
-            places[f"Dask, {n}"] = stack.enter_context(executor(address))
-        results = {}
-        for setting, (name, count, rounds, turns) in SETTINGS.items():
-            results[setting] = measure(places, name, count, rounds, turns)
-            if name == "CNN":
-                results[setting]["pool, 2"]["limit"] = LIMIT
+    results: dict[str, dict[str, dict]] = {setting: {} for setting in SETTINGS}
+    for opened in (pools, partial(dask, 1), partial(dask, 2)):
+        with opened() as places:
+            for setting, (name, count, rounds, turns) in SETTINGS.items():
+                found = measure(places, name, count, rounds, turns)
+                results[setting] = found if not results[setting] else results[setting] | {p: found[p] for p in places}
+    for setting, (name, *_) in SETTINGS.items():
+        if name == "CNN":
+            results[setting]["pool, 2"]["limit"] = LIMIT
     for kind in ("pool", "Dask"):
         results = {**results, **model({setting: results[setting] for setting in SETTINGS}, kind)}
     return results
