@@ -17,6 +17,7 @@ from collections import OrderedDict
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from functools import partial
 
+import numpy as np
 import torch
 
 from fl_utils.packing import pack, unpack
@@ -127,8 +128,8 @@ class Round:
             if new is None:
                 self._ask(reply, call, data, with_data=True)
                 return
-            self._cluster.moved["updates"] += 4 * len(new)
-            outcome = partial(reply.set_result, (new, loss))
+            self._cluster.moved["updates"] += new.nbytes
+            outcome = partial(reply.set_result, (torch.from_numpy(new if new.flags.writeable else new.copy()), loss))
         except CancelledError:
             outcome = partial(reply.set_exception, BrokenExecutor("the Dask scheduler is gone"))
         except Exception as error:
@@ -159,6 +160,7 @@ def _lost(client):
 # --- in a worker
 
 _clients: OrderedDict[str, tuple[object, int]] = OrderedDict()  # those last trained last
+_state: tuple[bytes, tuple] = b"", ()  # the last one, as it came and unpacked
 _lock = threading.Lock()
 _here: set[str] = set()  # names of the clusters whose server is this very process
 
@@ -167,11 +169,13 @@ def _hold(packed: bytes) -> bytes:
     return packed
 
 
-def train(state: bytes, key: str, data: bytes | None) -> tuple[torch.Tensor | None, float, str]:
+def train(state: bytes, key: str, data: bytes | None) -> tuple[np.ndarray | None, float, str]:
     """One client's part of one round: new state, loss, this worker's address; no state where the examples lack.
 
-    With one torch thread, for another number rounds otherwise; but a server's own process it leaves alone.
+    With one torch thread, for another number rounds otherwise; but a server's own process it leaves alone. The state is
+    a numpy array: Dask sends its memory as it lies, and a tensor as torch.save writes it, with a checksum.
     """
+    global _state
     from distributed import get_worker
 
     worker = get_worker().address
@@ -180,8 +184,12 @@ def train(state: bytes, key: str, data: bytes | None) -> tuple[torch.Tensor | No
         return None, 0.0, worker
     if key.partition("-")[0] not in _here and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
-    task, vector = unpack(memoryview(bytearray(state)))
-    return *task(vector, client), worker
+    with _lock:
+        if _state[0] is not state:
+            _state = state, unpack(memoryview(bytearray(state)))
+        task, vector = _state[1]
+    new, loss = task(vector, client)
+    return new.numpy(), loss, worker
 
 
 def _kept(key: str, data: bytes | None):

@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
@@ -395,6 +396,6 @@ def answered(*answers):
 
 def test_a_result_that_dask_misreads_as_its_worker_dies_is_asked_for_again():
     misread = AttributeError("'float' object has no attribute 'with_traceback'")
-    assert answered(misread, (torch.ones(2), 0.5, "worker")).result(1)[1] == 0.5
+    assert answered(misread, (np.ones(2, np.float32), 0.5, "worker")).result(1)[1] == 0.5
     with pytest.raises(AttributeError, match="no attribute 'labels'"):
         answered(AttributeError("no attribute 'labels'")).result(1)
