@@ -70,7 +70,7 @@ def test_files_compute_what_torch_computes(network, image, tmp_path):
     assert list(contracts) == ["onnx/32", "onnx/8"] and not missing
     before = torch.get_num_threads()
     try:
-        runs = throughput.sessions(network, contracts, 1)
+        runs = throughput.sessions(network, contracts, 1, throughput.traced(network, SHAPE))
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

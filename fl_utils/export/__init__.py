@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fl_utils.export import prepare, widths
+from fl_utils.export import lean, prepare, widths
 from fl_utils.export.contract import Contract, Output, check_labels, digest, load_contract
 from fl_utils.export.kept import keep
 from fl_utils.export.quiet import ExportError, refusing, silenced
@@ -69,7 +69,7 @@ def export(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
-        with refusing(to, name), silenced():
+        with refusing(to, name), silenced(), lean.conversion():
             room = _room(to)
             made = room.convert(network, example, Path(scratch) / name, bits, mode, image, batches)
             runtime_version = room.version()

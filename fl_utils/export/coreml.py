@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fl_utils.export import lean
 from fl_utils.export.contract import Contract, Input
 from fl_utils.export.prepare import Made, distribution_version
 from fl_utils.export.quiet import silenced
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# What coremltools looks for when it is imported: seconds of imports, for converters that are not used here.
+# What coremltools imports where it is there, and imports always: seconds, for converters and trainers not used here.
 UNUSED = ("sklearn", "xgboost", "libsvm", "tensorflow", "executorch", "torchao", "torchaudio", "transformers")
+TRAINERS = "coremltools.optimize.torch"
 
 
 def version() -> str:
@@ -33,11 +35,14 @@ def version() -> str:
 
 @functools.cache
 def tools() -> ModuleType:
-    """coremltools, imported in silence and without the packages of :data:`UNUSED` that are not imported already."""
-    hidden = [name for name in UNUSED if name not in sys.modules and "coremltools" not in sys.modules]
-    with silenced():
+    """coremltools, imported in silence and without the packages of :data:`UNUSED` that are not imported already, and
+    without :data:`TRAINERS`."""
+    hidden: dict[str, ModuleType | None] = {}
+    if "coremltools" not in sys.modules:  # None: importing it raises ImportError
+        hidden = {name: None for name in UNUSED if name not in sys.modules} | {TRAINERS: ModuleType(TRAINERS)}
+    with silenced(), lean.paused_collector():
         try:
-            sys.modules.update(dict.fromkeys(hidden))  # None: importing it raises ImportError
+            sys.modules.update(hidden)
             import coremltools
             import coremltools.optimize.coreml
         finally:
@@ -65,8 +70,9 @@ def convert(
     taken = ct.ImageType(name="image", shape=image.shape, scale=image.scale[0], bias=bias, color_layout=layout)
     needs_18 = bits == 3 or mode == "palette_channel" or (bits == 4 and mode == "linear")
     with torch.no_grad():
-        constant = make_fx(network, pre_dispatch=True)(example)  # sizes become numbers: coremltools 8.3 and NumPy 2.4
-        traced = torch.jit.trace(constant, example)  # do not agree on computed ones (those of a channel shuffle)
+        # sizes become numbers: coremltools 8.3 and NumPy 2.4 do not agree on computed ones (those of a channel shuffle)
+        constant = make_fx(network, pre_dispatch=True)(example)
+        traced = torch.jit.trace(constant, example, check_trace=False)
     model = ct.convert(
         traced,
         inputs=[taken],

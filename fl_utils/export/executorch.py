@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 
+from fl_utils.export import lean
 from fl_utils.export.contract import Contract, Input
 from fl_utils.export.prepare import Made, distribution_version, half
 
@@ -34,16 +37,34 @@ def convert(
 ) -> Made:
     """Write ``<path>.pte`` with one method, ``forward``; its inputs and outputs have places, not names."""
     import torch
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+
+    with lean.imports():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
 
     if bits == 8:
         network = _quantized(network, example, calibration)
     program = torch.export.export(half(network) if bits == 16 else network, (example,))
-    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+    with _patterns_that_may_fit(program):
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
     final = path.with_name(f"{path.name}.pte")
     final.write_bytes(lowered.buffer)
     return Made(final, "0", "0")
+
+
+@contextlib.contextmanager
+def _patterns_that_may_fit(program: torch.export.ExportedProgram) -> Iterator[None]:
+    """XNNPACK's lowering looks for bilinear upsampling and for attention in every graph, and to know them it first
+    exports nine networks that have them. Nothing of that where ``program`` has no such operator."""
+    from executorch.backends.xnnpack.partition.graphs import bilinear_2d, sdpa
+
+    found = " ".join(str(node.target) for node in program.graph.nodes)
+    with contextlib.ExitStack() as stack:
+        if "upsample" not in found:
+            stack.enter_context(mock.patch.object(bilinear_2d, "get_graphs_dict", dict))
+        if "scaled_dot_product" not in found and "softmax" not in found:
+            stack.enter_context(mock.patch.object(sdpa, "get_graphs", list))
+        yield
 
 
 def _quantized(network: nn.Module, example: torch.Tensor, calibration: list[np.ndarray]) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fl_utils.export import lean
 from fl_utils.export.contract import Contract, Input
 from fl_utils.export.prepare import Made, distribution_version
 
@@ -32,7 +33,8 @@ def convert(
     calibration: list[np.ndarray],
 ) -> Made:
     """Write ``<path>.tflite`` with one signature, ``serving_default``."""
-    import litert_torch
+    with lean.imports():
+        import litert_torch
 
     final = path.with_name(f"{path.name}.tflite")
     plain = final if bits == 32 else path.with_name(f"{path.name}.float.tflite")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl_utils import paths
-from fl_utils.export import Contract, export, run_exported
+from fl_utils.export import Contract, export, lean, run_exported
 from fl_utils.export.contract import digest
 from fl_utils.export.quiet import silenced
 from fl_utils.frameworks.trial import CLASSES, CNN, REFUSALS, Cell, Trial, attempt, first_line
@@ -74,10 +74,10 @@ def quantization(runtime: str, trial: Trial) -> Cell:
 
 def _narrowed(runtime: str, plain: Contract, bits: int, trial: Trial) -> Contract:
     """The CNN's file in ``bits`` bits: from the float file where the runtime's tools take that, or exported anew."""
-    if runtime == "litert" and bits < 16:
+    if runtime == "litert":
         return _litert(plain, bits)
     if runtime == "coreml" and bits < 16 and bits != 3:  # 3 bits are for iOS 18, which a conversion is asked for
-        return _coreml(plain, bits, "linear_symmetric" if bits == 8 else "kmeans")
+        return _coreml(plain, bits, "linear_symmetric" if bits == 8 else "kmeans", trial)
     return exported(runtime, CNN, trial, bits, "static" if (runtime, bits) == ("executorch", 8) else "")
 
 
@@ -86,20 +86,23 @@ def _litert(plain: Contract, bits: int) -> Contract:
 
     from fl_utils.export import litert
 
-    if not hasattr(recipe, f"dynamic_wi{bits}_afp32"):
+    mode = "float" if bits == 16 else "dynamic"
+    if mode == "dynamic" and not hasattr(recipe, f"dynamic_wi{bits}_afp32"):
         raise ValueError(f"ai-edge-quantizer has no recipe for weights of {bits} bits")
     with silenced():
-        data = litert.quantized(plain.model_path, bits, "dynamic")
+        data = litert.quantized(plain.model_path, bits, mode)
     path = paths.write_whole(plain.model_path.with_name(f"cnn-{bits}.tflite"), data)
-    return _contract(plain, path, bits, "dynamic")
+    return _contract(plain, path, bits, mode)
 
 
-def _coreml(plain: Contract, bits: int, mode: str) -> Contract:
-    """By coremltools: ``mode`` linear, linear_symmetric (one step size per channel) or kmeans (a table per tensor)."""
+def _coreml(plain: Contract, bits: int, mode: str, trial: Trial) -> Contract:
+    """By coremltools, once. mode: linear, linear_symmetric (one step size per channel), kmeans (a table per tensor)."""
     from fl_utils.export.coreml import tools
 
+    if (key := ("coreml", bits, mode)) in trial.made:
+        return trial.made[key]
     optimize = tools().optimize.coreml
-    with silenced():
+    with silenced(), lean.paused_collector():
         model = tools().models.MLModel(str(plain.model_path), skip_model_load=True)
         if mode == "kmeans":
             config = optimize.OpPalettizerConfig(mode=mode, nbits=bits, weight_threshold=0)
@@ -109,13 +112,15 @@ def _coreml(plain: Contract, bits: int, mode: str) -> Contract:
             model = optimize.linear_quantize_weights(model, optimize.OptimizationConfig(config))
         path = plain.model_path.with_name(f"cnn-{bits}{mode}.mlpackage")
         model.save(str(path))
-    return _contract(plain, path, bits, mode)
+    trial.made[key] = _contract(plain, path, bits, mode)
+    return trial.made[key]
 
 
 def coreml_modes(trial: Trial) -> dict[str, float]:
     """Core ML's modes of section 5.5 at 8 and 4 bits: mode -> correlation of the outputs with torch's."""
     plain = exported("coreml", CNN, trial)
-    made = {mode: _coreml(plain, bits, mode) for mode, bits in (("linear", 8), ("linear_symmetric", 8), ("kmeans", 4))}
+    widths = {"linear": 8, "linear_symmetric": 8, "kmeans": 4}
+    made = {mode: _coreml(plain, bits, mode, trial) for mode, bits in widths.items()}
     return {mode: trial.correlation(CNN, run_exported(contract, trial.pixels[CNN])) for mode, contract in made.items()}
 
 

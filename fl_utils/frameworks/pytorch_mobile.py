@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fl_utils.export import prepare
+from fl_utils.export import lean, prepare
 from fl_utils.export.quiet import silenced
 from fl_utils.frameworks.trial import CNN, MOBILENET, REFUSALS, Cell, Trial, attempt, first_line
 
@@ -41,9 +41,9 @@ def saved(network: nn.Module, example: torch.Tensor, path: Path, optimized: bool
     from torch.jit.mobile import _load_for_lite_interpreter
     from torch.utils.mobile_optimizer import optimize_for_mobile
 
-    with silenced(), warnings.catch_warnings(), torch.no_grad():
+    with silenced(), lean.conversion(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(network, example)
+        traced = torch.jit.trace(network, example, check_trace=False)  # its outputs are compared
         if optimized:
             traced = optimize_for_mobile(traced)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def training_step(network: nn.Module, images: torch.Tensor, labels: torch.Tensor
         moved = [value.detach() - rate * gradient for value, gradient in zip(values, gradients, strict=False)]
         return loss.detach(), *moved, *values[len(names) :]
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), lean.conversion():
         warnings.simplefilter("ignore")
         return make_fx(step)(images, labels, torch.tensor(0.1), *state), state
 
@@ -112,7 +112,7 @@ def train(trial: Trial, name: str) -> Cell:
     graph.recompile()
     path = trial.folder / "pytorch_mobile" / f"{name}-step.ptl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with silenced():
+    with silenced(), lean.conversion():
         torch.jit.script(graph)._save_for_lite_interpreter(str(path))
         run = _load_for_lite_interpreter(str(path))
     network = trial.networks[name]
@@ -164,7 +164,7 @@ def quantized(network: nn.Module, images: torch.Tensor, bits: int) -> nn.Module:
         )
         asked = quantization.QConfig(activation=quantization.default_observer, weight=weight)
         mapping = quantization.QConfigMapping().set_global(asked)
-    with silenced(), torch.no_grad():
+    with silenced(), lean.conversion(), torch.no_grad():
         watched = quantize_fx.prepare_fx(copy.deepcopy(network), mapping, (images,))
         watched(images)
         return quantize_fx.convert_fx(watched)

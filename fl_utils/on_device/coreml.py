@@ -81,6 +81,9 @@ def export_updatable(
 
 def _spec(model, batch: int, learning_rate: float, epochs: int, image_shape: Sequence[int], classes: int) -> Any:
     """The specification, layer by layer, then what makes it trainable."""
+    from fl_utils.export.coreml import tools
+
+    tools()
     from coremltools.models import datatypes
     from coremltools.models.neural_network import NeuralNetworkBuilder, SgdParams
 
@@ -154,10 +157,10 @@ def _about(spec: Any, image_shape: Sequence[int], batch: int, learning_rate: flo
 
 def load(path: Path | str) -> Any:
     """The specification in an ``.mlmodel`` file. Raises ValueError where it is missing or cannot be read as one."""
-    from fl_utils.export.quiet import silenced
+    from fl_utils.export.coreml import tools
 
-    with silenced():
-        from coremltools.proto import Model_pb2
+    tools()
+    from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError
 
     spec = Model_pb2.Model()

@@ -102,11 +102,13 @@ def _convert(step, run, parameters, image, classes: int, learning_rate: float, p
     from torch import nn
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    from fl_utils.export import lean
     from fl_utils.export.quiet import refusing, silenced
 
     targets = torch.eye(classes)[torch.arange(len(image)) % classes]
     rate = torch.tensor(float(learning_rate))
-    traced = make_fx(step)(image, targets, rate, *parameters)
+    with lean.conversion():
+        traced = make_fx(step)(image, targets, rate, *parameters)
 
     class Train(nn.Module):
         def __init__(self):
@@ -123,8 +125,9 @@ def _convert(step, run, parameters, image, classes: int, learning_rate: float, p
     named = {f"parameter_{number}": parameter for number, parameter in enumerate(parameters)}
     given = {"image": image, "labels": targets, "learning_rate": rate, **named}
     temporary = path.with_name(f".{path.name}")
-    with refusing("litert", path.stem), silenced():
-        import litert_torch
+    with refusing("litert", path.stem), silenced(), lean.conversion():
+        with lean.imports():
+            import litert_torch
 
         converted = litert_torch.signature("train", Train().eval(), sample_kwargs=given)
         converted = converted.signature("infer", Infer().eval(), sample_kwargs={"image": image, **named})
