@@ -152,6 +152,22 @@ def test_macro_averages_and_a_class_never_predicted():
     assert len(scores.confusion) == 4
     with pytest.raises(ValueError, match="2 targets and 1 predictions"):
         metrics.scores([0, 1], [0], classes=2)
+    with pytest.raises(ValueError, match="predictions lie from 0 to 2: want classes from 0 to 1"):
+        metrics.scores([0, 1], [0, 2], classes=2)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 12])
+def test_scores_are_scikit_learns(classes):
+    from sklearn.metrics import confusion_matrix, precision_score, recall_score
+
+    draw = np.random.default_rng(classes)
+    targets, predictions = draw.integers(0, classes, (2, 40))
+    predictions[predictions == 1] *= classes == 2  # with more classes, one that is never predicted
+    how = {"average": "binary"} if classes == 2 else {"average": "macro", "labels": range(classes)}
+    scores = metrics.scores(targets, predictions, classes)
+    assert scores.precision == pytest.approx(precision_score(targets, predictions, zero_division=0, **how))
+    assert scores.recall == pytest.approx(recall_score(targets, predictions, zero_division=0, **how))
+    assert scores.confusion == confusion_matrix(targets, predictions, labels=range(classes)).tolist()
 
 
 def test_the_lstm_reads_each_text_to_its_own_end():
