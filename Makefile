@@ -65,6 +65,6 @@ $(READY): requirements.txt pyproject.toml
 	  echo "fetching uv"; $(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet uv; }
 	@test -x $(BIN)/python || $(UV) venv --quiet --python 3.11 .venv
 	@echo "installing the pinned packages into .venv (about 8 GB on disk, a minute or two)"
-	@$(UV) pip sync --quiet --python $(BIN)/python requirements.txt
+	@$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.txt  # or every kernel compiles anew
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
