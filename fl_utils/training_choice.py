@@ -21,6 +21,7 @@ from fl_utils.together import Cohort, groups
 from fl_utils.training import LocalTraining, Trainer, client_seed
 
 STEPS, TURNS = 2, 2  # of the probe: steps of each client, clients that train by turns
+REPEATS = 3  # of the probe, at least: one disturbed moment decides nothing
 ENOUGH = 0.03  # CPU seconds of it, recording not counted, after which it does not repeat itself
 GAIN = 0.9  # of the time by turns: together takes less than that, or it is not worth another rounding
 
@@ -49,7 +50,7 @@ def measure(
     """CPU seconds: a client's step by turns, a client's step together, one recording. Raises CannotRecord.
 
     ``clients`` (one of :func:`groups`) take a few steps, some of them by turns, all of them together; medians. It costs
-    one recording and, of either way, at least two times :data:`STEPS` steps a client, of which the first are warm-up.
+    one recording and, of either way, :data:`STEPS` steps a client as warm-up and :data:`REPEATS` times as many or more.
     """
     few = _beginnings(clients, local, STEPS)
     steps = -(-len(few[0]) // (local.batch_size or len(few[0])))
@@ -63,7 +64,7 @@ def measure(
     by_turns = partial(_by_turns, cohort.trainer, few[:TURNS], vector, local.for_epochs(1), seed, number)
     first, _ = spent(together), by_turns()
     times: list[tuple[float, float]] = []
-    while sum(map(sum, times)) < ENOUGH:
+    while len(times) < REPEATS or sum(map(sum, times)) < ENOUGH:
         times.append((spent(by_turns), spent(together)))
     one, all_at_once = (median(each) for each in zip(*times, strict=True))
     return one / (steps * len(few[:TURNS])), all_at_once / (steps * len(few)), max(0.0, first - all_at_once)
