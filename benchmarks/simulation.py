@@ -99,7 +99,7 @@ SETTINGS = (
     Setting("2NN", 10, 500, 10, 1, 3, {OURS: 0.90, BATCHED: 0.60}),
     Setting("CNN", 100, 50, 10, 1, 3, {OURS: 1.05}),
     Setting("CNN", 10, 500, 10, 1, 1, {OURS: 1.05}),
-    Setting("FedMobileNetV2", 4, 20, 2, 1, 2, {OURS: 1.05}),
+    Setting("FedMobileNetV2", 4, 20, 2, 1, 5, {OURS: 1.05}),
 )
 
 

@@ -35,8 +35,8 @@ LOCAL = LocalTraining(1, 10, 0.05)
 LIMIT = 1 / 1.9  # two worker processes: at least 1.9 times the clients of one process
 COHORT = 10
 SETTINGS = {  # model, clients, rounds of a turn, turns
-    "CNN, 100 x 50": ("CNN", 100, 3, 5),
-    "CNN, 10 x 500": ("CNN", 10, 1, 3),
+    "CNN, 100 x 50": ("CNN", 100, 3, 7),
+    "CNN, 10 x 500": ("CNN", 10, 1, 5),
     "2NN, 100 x 50": ("2NN", 100, 3, 5),
 }
 GIGABIT = 125e6  # bytes per second
