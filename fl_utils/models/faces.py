@@ -21,7 +21,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.models.vgg import make_layers
 
 from fl_utils.models import face_networks
-from fl_utils.models.mobile import as_unit
+from fl_utils.models.inputs import as_unit
 from fl_utils.models.resnet import resnet as basic_resnet
 from fl_utils.models.vision import IMAGENET_MEAN, IMAGENET_STD
 

@@ -17,6 +17,8 @@ from torchvision import models as torchvision_models
 from torchvision.models.shufflenetv2 import channel_shuffle
 from torchvision.ops import Conv2dNormActivation
 
+from fl_utils.models.inputs import ChannelsLast, UnitInput
+
 # First convolution, then the first block of each of the seven stages.
 MOBILENET_V2_STRIDES = {
     "stock": (2, 1, 2, 2, 2, 1, 2, 1),  # Sandler et al. 2018, table 2; the "old stride" of Hofman's Table 4.1
@@ -41,59 +43,6 @@ SHUFFLENET_V2_CHANNELS = {
     2.0: (24, 244, 488, 976, 2048),
 }
 NORM_GROUPS = 8  # of group normalisation; every MobileNetV2 layer has a multiple of 8 channels
-
-
-def as_unit(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images as float in [0, 1]; float ones as they are. Raises ValueError on another type or shape."""
-    if images.ndim != 4:
-        raise ValueError(f"images have {images.ndim} axes, want 4: [N, C, H, W]")
-    if images.dtype == torch.uint8:
-        return images.float() / 255
-    if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}, want float in [0, 1] or torch.uint8")
-    return images
-
-
-class UnitInput:
-    """Mixed into a network: its images pass :func:`as_unit` first."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return super().forward(as_unit(images))
-
-
-class ChannelsLast(UnitInput):
-    """Mixed into a network: it trains on images laid out channels last, in a half to two thirds of the time on a CPU.
-
-    Not where ``channels_last`` is set to False. Weights whose numbers lie in memory alike either way (depthwise ones,
-    and those of 1 x 1) say so too while it trains, or else the first layer that joins channels would undo it.
-    """
-
-    channels_last = True
-    _laid_out = False
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        images = as_unit(images)
-        if not torch.compiler.is_compiling():
-            wanted = self.training and self.channels_last
-            if wanted != self._laid_out:
-                self.lay_out(wanted)
-            if wanted:
-                images = images.contiguous(memory_format=torch.channels_last)
-        return super().forward(images)
-
-    def train(self, mode: bool = True) -> ChannelsLast:
-        self.lay_out(False)  # for whoever exports it now
-        return super().train(mode)
-
-    def lay_out(self, last: bool) -> None:
-        """Have the weights say that they lie channels last, or not, where both are true."""
-        for parameter in self.parameters():
-            if parameter.ndim == 4 and parameter.is_contiguous():
-                _, inputs, height, width = parameter.shape
-                if inputs == 1 or height == width == 1:
-                    steps = (1, width * inputs, inputs) if last else (height * width, width, 1)
-                    parameter.data = parameter.data.as_strided(parameter.shape, (inputs * height * width, *steps))
-        self._laid_out = last
 
 
 class MobileNetV2(ChannelsLast, torchvision_models.MobileNetV2):
