@@ -226,7 +226,7 @@ def run() -> dict:
         with opened() as places:
             for setting, (name, count, rounds, turns) in SETTINGS.items():
                 found = measure(places, name, count, rounds, turns)
-                results[setting] = found if not results[setting] else results[setting] | {p: found[p] for p in places}
+                results[setting] |= {place: each for place, each in found.items() if place not in results[setting]}
     for setting, (name, *_) in SETTINGS.items():
         if name == "CNN":
             results[setting]["pool, 2"]["limit"] = LIMIT

@@ -205,7 +205,9 @@ def _kept(key: str, data: bytes | None):
 
 
 def forget(name: str) -> None:
-    """Let go of the examples of one :class:`DaskCluster`."""
+    """Let go of the examples of one :class:`DaskCluster`, and of the last state."""
+    global _state
     with _lock:
+        _state = b"", ()
         for key in [key for key in _clients if key.startswith(name)]:
             del _clients[key]

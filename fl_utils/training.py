@@ -228,16 +228,14 @@ def _stepper(parameters: list[torch.Tensor], local: LocalTraining) -> Callable[[
     rate, state = local.learning_rate, []
     parameters = [parameter.detach() for parameter in parameters]  # the same memory, without a gradient to record
 
-    def clipped(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        gradients = list(gradients)
+    def clipped(gradients: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         if local.clip_norm:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
             torch._foreach_mul_(gradients, torch.clamp(local.clip_norm / (norm + 1e-6), max=1.0))
         return gradients
 
     def sgd(gradients: Sequence[torch.Tensor]) -> None:
-        if local.clip_norm or local.weight_decay:
-            gradients = clipped(gradients)
+        gradients = clipped(gradients)
         if local.weight_decay:
             torch._foreach_add_(gradients, parameters, alpha=local.weight_decay)
         if local.momentum:

@@ -258,16 +258,19 @@ NETWORKS = [
     partial(mobile.mobilenet_v2, 5, "kuangliu", width=0.25, dropout=0.0, blocks=1),
     partial(mobile.shufflenet_v2, 5, 0.5, 1, units=1),
 ]
+PUBLISHED = [published.MobileNetV2, published.ShuffleNetV2]
 
 
-@pytest.mark.parametrize("build", NETWORKS)
-def test_channels_last_changes_no_gradient(build):
+@pytest.mark.parametrize(("build", "network"), list(zip(NETWORKS, PUBLISHED, strict=True)))
+def test_channels_last_changes_no_gradient(build, network):
     torch.manual_seed(0)
     ours = build().double().train()
     x = torch.rand(6, 3, 16, 16, dtype=torch.double)
     found = []
     for ours.channels_last in (False, True, False):
         found.append(torch.autograd.grad(ours(x).square().sum(), list(ours.parameters())))
+    plain = torch.autograd.grad(network.forward(ours, x).square().sum(), list(ours.parameters()))
+    assert all(torch.allclose(one, last, atol=1e-9, rtol=1e-7) for one, last in zip(plain, found[1], strict=True))
     for one, other, again in zip(*found, strict=True):
         assert torch.allclose(one, other, atol=1e-9, rtol=1e-7)
         assert torch.equal(one, again)

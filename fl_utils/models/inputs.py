@@ -37,8 +37,7 @@ class ChannelsLast(UnitInput):
         images = as_unit(images)
         if not torch.compiler.is_compiling():
             wanted = self.training and self.channels_last
-            if wanted != self._laid_out:
-                self.lay_out(wanted)
+            self.lay_out(wanted)
             if wanted:
                 images = images.contiguous(memory_format=torch.channels_last)
         return super().forward(images)
@@ -49,6 +48,8 @@ class ChannelsLast(UnitInput):
 
     def lay_out(self, last: bool) -> None:
         """Have the weights say that they lie channels last, or not, where both are true."""
+        if last == self._laid_out:
+            return
         for parameter in self.parameters():
             if parameter.ndim == 4 and parameter.is_contiguous():
                 _, inputs, height, width = parameter.shape
