@@ -212,7 +212,7 @@ def client_task(
     """One client's part of one round: its new state (float32 [d]) and its loss.
 
     With ``trainer`` (in the server's process) the state returned is the trainer's own vector. In a worker process the
-    model is kept from task to task, and the state is a copy, in ``out`` (float32 [d]) where given.
+    model is kept from task to task, and the state is a copy, or ``out`` (float32 [d]), where the model then trains.
     """
     client_own_seed = client_seed(seed, number, client.id)
     if trainer is not None:
@@ -226,10 +226,13 @@ def client_task(
             _trainers.clear()
             _trainers[key] = Trainer(build, device)
         trainer = _trainers[key]
+        if out is not None and trainer.device.type == "cpu":
+            trainer.move(out)
         trainer.vector.copy_(vector)
         loss = float(train(trainer, client, local, client_own_seed))
-        state = trainer.vector.detach()
-        return (state.cpu().clone() if out is None else out.copy_(state)), loss
+        if out is None:
+            return trainer.vector.cpu().clone(), loss
+        return (out if trainer.vector is out else out.copy_(trainer.vector)), loss
 
 
 def _reason(error: Exception) -> str:

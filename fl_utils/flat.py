@@ -83,6 +83,11 @@ def _entries(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *buffers]
 
 
+def tensors(model: nn.Module) -> list[torch.Tensor]:
+    """What ``model``'s state consists of, in the vector's order."""
+    return [tensor for _, tensor in _entries(model)]
+
+
 def flatten(model: nn.Module, out: torch.Tensor | None = None) -> torch.Tensor:
     """A copy of ``model``'s state as a float32 vector [numel], on the CPU; into ``out`` where given."""
     layout = Layout.of(model)

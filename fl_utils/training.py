@@ -121,8 +121,20 @@ class Trainer:
         self.device = torch.device(device)
         self.layout = flat.Layout.of(self.model)
         self.vector = flat.bind(self.model, self.device)
+        self._state = flat.tensors(self.model)
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._modules = list(self.model.modules())
+
+    def move(self, vector: torch.Tensor) -> None:
+        """Have the state live in ``vector`` (float32 [d], on this device) from now on, with the values that are there.
+
+        Raises ValueError where that is not a vector of this model's state.
+        """
+        self.layout.check(vector)
+        shift = vector.storage_offset() - self.vector.storage_offset()
+        for tensor in self._state:  # with its strides: images' weights may lie channels last
+            tensor.data = vector.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() + shift)
+        self.vector = vector
 
     def train(self, x: torch.Tensor, y: torch.Tensor, local: LocalTraining, seed: int) -> list[float]:
         """Train in place on examples ``x`` [N, ...] and labels ``y`` [N]; the mean loss of each epoch.

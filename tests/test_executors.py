@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from fl_utils import cohorts, dask_cluster, federation, packing
+from fl_utils import cohorts, dask_cluster, federation, packing, shared_pool
 from fl_utils.executors import executor
 from fl_utils.federation import Client, FederationError
 from fl_utils.populations import Population
@@ -106,14 +106,16 @@ def test_data_that_was_written_to_goes_again_and_data_that_is_gone_goes_away(poo
 
 
 def noting(folder, trainer, client, local, seed):
-    Path(folder, f"{os.getpid()}-{trainer.vector.data_ptr()}-{len(cohorts._trainers)}").touch()
+    shared = any(trainer.vector is vector for vector in shared_pool._vectors.values())
+    Path(folder, f"{os.getpid()}-{id(trainer.model)}-{len(cohorts._trainers)}-{shared}").touch()
     return federation.train_locally(trainer, client, local, seed)
 
 
-def test_a_worker_has_one_model_however_many_clients(pool, tmp_path):
+def test_a_worker_has_one_model_which_trains_where_the_update_goes(pool, tmp_path):
     run(clients((9,) * 12), executor=pool, train=partial(noting, str(tmp_path)))
     seen = [path.name.split("-") for path in tmp_path.iterdir()]
-    assert 1 <= len(seen) == len({pid for pid, _, _ in seen}) <= 2 and {models for _, _, models in seen} == {"1"}
+    assert 1 <= len(seen) == len({pid for pid, *_ in seen}) <= 2
+    assert {(models, shared) for *_, models, shared in seen} == {("1", "True")}
 
 
 def test_rules_that_keep_vectors_get_ones_of_their_own(pool):

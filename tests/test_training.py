@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional
 
 from fl_utils import flat, metrics, training
+from fl_utils.models.mobile import mobilenet_v2
 from fl_utils.models.text import SentimentLSTM
 from fl_utils.models.vision import random_flip
 from fl_utils.training import LOSSES, LocalTraining, Trainer, client_seed
@@ -101,6 +102,35 @@ def test_gradients_are_autograds_to_the_bit():
         training.gradients(functional.cross_entropy(model(x), y, reduction="none"), parameters)
     with pytest.raises(RuntimeError, match="does not require grad"):
         training.gradients(torch.ones(()), parameters)
+
+
+def small_mobile() -> torch.nn.Module:
+    return mobilenet_v2(3, "kuangliu", width=0.25, blocks=1)
+
+
+@pytest.mark.parametrize("build", [with_batch_norm, small_mobile])
+def test_a_model_that_moves_trains_on_in_its_new_vector(build):
+    x, y = examples(24) if build is with_batch_norm else (torch.rand(8, 3, 16, 16), torch.arange(8) % 3)
+    stays, moves = (_trainer(build) for _ in range(2))
+    for trainer in (stays, moves):
+        trainer.train(x, y, LocalTraining(batch_size=8), seed=1)
+    old, new = moves.vector, torch.zeros(7 + len(moves.vector))[7:]
+    kept = old.clone()
+    moves.move(new)
+    assert moves.vector is new
+    new.copy_(kept)
+    for trainer in (stays, moves):
+        trainer.train(x, y, LocalTraining(batch_size=8), seed=2)
+    assert torch.equal(new, stays.vector) and torch.equal(new, flat.flatten(moves.model))
+    assert torch.equal(old, kept) and not torch.equal(new, kept)
+    assert torch.equal(moves.outputs(x), stays.outputs(x))
+    with pytest.raises(ValueError, match="this model's state is float32"):
+        moves.move(torch.zeros(len(new) - 1))
+
+
+def _trainer(build) -> Trainer:
+    torch.manual_seed(4)
+    return Trainer(build)
 
 
 def test_training_leaves_the_global_generator_alone():
