@@ -13,8 +13,9 @@ import threading
 import uuid
 import warnings
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -32,16 +33,23 @@ class DaskCluster(Executor):
     def __init__(self, client):
         self._client = client
         self._plain = client.get_executor(pure=False)
-        self._data: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # client -> (versions, key, Dask future)
+        self._data: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # client -> Examples
         self._name, self._count, self._workers = uuid.uuid4().hex, 0, set()
+        self._threads: dict[str, int] = {}  # of each worker, as of the last round's begin
+        self._under_way: Counter[str] = Counter()
+        self._lock = threading.Lock()
         _here.add(self._name)
         self.moved = {"data": 0, "state": 0, "updates": 0}
 
     @property
     def _max_workers(self) -> int:
         """Tasks that the cluster runs at once now; one where it has no worker yet, which may still come."""
+        self._look()
+        return max(1, sum(self._threads.values()))
+
+    def _look(self) -> None:
         with _lost(self._client):
-            return max(1, sum(self._client.nthreads().values()))
+            self._threads = self._client.nthreads()
 
     def submit(self, task, /, *arguments, **named) -> Future:
         """Run ``task`` on the cluster. Its arguments travel with it."""
@@ -64,34 +72,58 @@ class DaskCluster(Executor):
 
     def begin_round(self, task, vector: torch.Tensor) -> Round:
         """Hand ``task`` and ``vector`` (float32 [d]) to the cluster. Raises what pickling ``task`` raises."""
+        self._look()
         return Round(self, self.hold("state", (task, vector)))
 
     def hold(self, kind: str, value):
         """A Dask future of ``value`` packed, in the cluster's memory, and in the scheduler's for a worker that dies."""
-        packed = b"".join(pack(value))
-        self.moved[kind] += len(packed)
+        packed = np.frombuffer(b"".join(pack(value)), np.uint8)  # an array: Dask sends bytes by way of a copy or two
+        self.moved[kind] += packed.nbytes
         with warnings.catch_warnings(), _lost(self._client):
             warnings.filterwarnings("ignore", "Sending large graph")  # it is what is wanted here
             return self._client.submit(_hold, packed, key=f"fl-utils-{kind}-{uuid.uuid4().hex}")
 
-    def examples(self, client) -> tuple[str, object]:
-        """The key by which workers keep ``client``, and the Dask future of its examples, put there once."""
+    def examples(self, client) -> Examples:
+        """``client`` on the cluster, put there once, and anew where its tensors were written to."""
         versions = versions_of(client)
         known = self._data.get(client)
-        if known is None or known[0] != versions:
+        if known is None or known.versions != versions:
             self._count += 1
-            known = self._data[client] = (versions, f"{self._name}-{self._count}", self.hold("data", client))
-        return known[1:]
+            known = Examples(versions, f"{self._name}-{self._count}", self.hold("data", client))
+            self._data[client] = known
+        return known
 
-    def knows(self, client) -> bool:
-        """Whether ``client`` went out before, so that a worker may have it."""
-        known = self._data.get(client)
-        return known is not None and known[0] == versions_of(client)
-
-    def call(self, *arguments) -> Future:
-        """:func:`train` on a worker."""
+    def call(self, worker: str, *arguments) -> Future:
+        """:func:`train` on ``worker``, or on another one where it is gone."""
+        where = {"workers": [worker], "allow_other_workers": True} if worker else {}
         with _lost(self._client):
-            return self._plain.submit(train, *arguments)
+            return self._plain.submit(train, *arguments, **where)
+
+    def place(self, kept_by: set[str]) -> str:
+        """The worker with the least to do, of several one that has the examples; "" where none is known."""
+        with self._lock:
+            workers = [
+                (self._under_way[name] / self._threads[name], name not in kept_by, name) for name in self._threads
+            ]
+            worker = min(workers)[-1] if workers else ""
+            self._under_way[worker] += 1
+        return worker
+
+    def leave(self, worker: str) -> None:
+        """What was placed at ``worker`` is over."""
+        with self._lock:
+            self._under_way[worker] -= 1
+
+
+@dataclass
+class Examples:
+    """A client's, on a cluster: what its tensors' ``versions`` were, the ``key`` by which workers keep it, the Dask
+    future of its ``data``, and addresses of workers that had it (``kept_by``)."""
+
+    versions: tuple[int, ...]
+    key: str
+    data: object
+    kept_by: set[str] = field(default_factory=set)
 
 
 class Round:
@@ -108,33 +140,37 @@ class Round:
 
     def submit(self, client) -> Future:
         """Let a worker train ``client``: the future of its vector (float32 [d]) and its loss."""
-        known = self._cluster.knows(client)
-        key, data = self._cluster.examples(client)
+        examples = self._cluster.examples(client)
+        worker = self._cluster.place(examples.kept_by)
         reply = Future()
-        self._ask(reply, partial(self._cluster.call, self._state, key), data, with_data=not known)
+        reply.add_done_callback(lambda _: self._cluster.leave(worker))
+        call = partial(self._cluster.call, worker, self._state, examples.key)
+        self._ask(reply, call, examples, with_data=worker not in examples.kept_by)
         return reply
 
-    def _ask(self, reply: Future, call, data, with_data: bool) -> None:
-        inner = call(data if with_data else None)
+    def _ask(self, reply: Future, call, examples: Examples, with_data: bool) -> None:
+        inner = call(examples.data if with_data else None)
         reply.add_done_callback(lambda _: inner.cancel() if reply.cancelled() else None)
-        inner.add_done_callback(lambda _: self._answer(reply, inner, call, data))
+        inner.add_done_callback(lambda _: self._answer(reply, inner, call, examples))
 
-    def _answer(self, reply: Future, inner: Future, call, data) -> None:
+    def _answer(self, reply: Future, inner: Future, call, examples: Examples) -> None:
         if reply.cancelled():
             return
         try:
             new, loss, worker = inner.result()
             self._cluster._workers.add(worker)
             if new is None:
-                self._ask(reply, call, data, with_data=True)
+                examples.kept_by.discard(worker)
+                self._ask(reply, call, examples, with_data=True)
                 return
+            examples.kept_by.add(worker)
             self._cluster.moved["updates"] += new.nbytes
             outcome = partial(reply.set_result, (torch.from_numpy(new if new.flags.writeable else new.copy()), loss))
         except CancelledError:
             outcome = partial(reply.set_exception, BrokenExecutor("the Dask scheduler is gone"))
         except Exception as error:
             if _misread(error):
-                self._ask(reply, call, data, with_data=True)
+                self._ask(reply, call, examples, with_data=True)
                 return
             outcome = partial(reply.set_exception, error)
         if reply.set_running_or_notify_cancel():
@@ -160,16 +196,16 @@ def _lost(client):
 # --- in a worker
 
 _clients: OrderedDict[str, tuple[object, int]] = OrderedDict()  # those last trained last
-_state: tuple[bytes, tuple] = b"", ()  # the last one, as it came and unpacked
+_state: tuple[np.ndarray | None, tuple] = None, ()  # the last one, as it came and unpacked
 _lock = threading.Lock()
 _here: set[str] = set()  # names of the clusters whose server is this very process
 
 
-def _hold(packed: bytes) -> bytes:
+def _hold(packed: np.ndarray) -> np.ndarray:
     return packed
 
 
-def train(state: bytes, key: str, data: bytes | None) -> tuple[np.ndarray | None, float, str]:
+def train(state: np.ndarray, key: str, data: np.ndarray | None) -> tuple[np.ndarray | None, float, str]:
     """One client's part of one round: new state, loss, this worker's address; no state where the examples lack.
 
     With one torch thread, for another number rounds otherwise; but a server's own process it leaves alone. The state is
@@ -192,7 +228,7 @@ def train(state: bytes, key: str, data: bytes | None) -> tuple[np.ndarray | None
     return new.numpy(), loss, worker
 
 
-def _kept(key: str, data: bytes | None):
+def _kept(key: str, data: np.ndarray | None):
     with _lock:
         if key not in _clients and data is not None:
             _clients[key] = unpack(memoryview(bytearray(data))), len(data)
@@ -208,6 +244,6 @@ def forget(name: str) -> None:
     """Let go of the examples of one :class:`DaskCluster`, and of the last state."""
     global _state
     with _lock:
-        _state = b"", ()
+        _state = None, ()
         for key in [key for key in _clients if key.startswith(name)]:
             del _clients[key]

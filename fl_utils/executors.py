@@ -42,7 +42,9 @@ def executor(where: str = "") -> Iterator[Executor | None]:
 
         from fl_utils.dask_cluster import DaskCluster
 
-        with distributed.Client(where, timeout=30) as client, DaskCluster(client) as cluster:
+        # Updates come from the workers themselves; where those cannot be reached from here, through the scheduler.
+        server = distributed.Client(where, timeout=30, direct_to_workers=True)
+        with server as client, DaskCluster(client) as cluster:
             yield cluster
     else:
         raise ValueError(

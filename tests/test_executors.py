@@ -306,7 +306,7 @@ def test_data_goes_to_a_dask_worker_once_and_again_where_it_is_not_kept(in_threa
     with_data = []
     call = dask_cluster.DaskCluster.call
     monkeypatch.setattr(
-        dask_cluster.DaskCluster, "call", lambda self, *args: with_data.append(args[2] is not None) or call(self, *args)
+        dask_cluster.DaskCluster, "call", lambda self, *args: with_data.append(args[3] is not None) or call(self, *args)
     )
     parties = clients()
     here = run(parties)
@@ -367,6 +367,16 @@ def test_a_dask_worker_killed_in_mid_round_changes_nothing(tmp_path):
         assert dask.moved["data"] == data
 
 
+def test_clients_go_to_the_worker_with_the_least_to_do_and_of_several_where_their_examples_are(in_threads):
+    with executor(in_threads.scheduler_address) as dask:
+        assert dask.place(set()) == "" and dask._max_workers == 1  # no round was begun: no worker is known
+        dask._threads = {"one": 1, "two": 2}
+        assert [dask.place({"two"}) for _ in range(4)] == ["two", "one", "two", "two"]
+        for worker in ("one", "two", "two"):
+            dask.leave(worker)
+        assert [dask.place(set()) for _ in range(2)] == ["one", "two"]
+
+
 def test_a_scheduler_that_is_gone_ends_the_run(in_threads):
     import distributed
 
@@ -383,7 +393,7 @@ def answered(*answers):
     from concurrent.futures import Future
     from types import SimpleNamespace
 
-    from fl_utils.dask_cluster import Round
+    from fl_utils.dask_cluster import Examples, Round
 
     left, reply = list(answers), Future()
 
@@ -392,7 +402,9 @@ def answered(*answers):
         inner.set_exception(answer) if isinstance(answer, Exception) else inner.set_result(answer)
         return inner
 
-    Round(SimpleNamespace(moved={"updates": 0}, _workers=set()), None)._ask(reply, call, b"", with_data=False)
+    Round(SimpleNamespace(moved={"updates": 0}, _workers=set()), None)._ask(
+        reply, call, Examples((), "key", b""), with_data=False
+    )
     return reply
 
 
