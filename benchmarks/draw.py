@@ -48,7 +48,7 @@ def _panel(ax, group: str, contenders: dict[str, dict[str, float]]) -> None:
         over = ""
         if (limit := contenders[name].get("limit")) is not None:
             ax.plot([limit, limit], [place - 0.45, place + 0.45], color=plots.ORANGE, lw=2.5)
-            over = f", at most {limit:g}"
+            over = f", at most {limit:.3g}"
         ax.annotate(f" {ratios[place]:.2f}{over}", (contenders[name]["ratio_max"], place), va="center", fontsize=7)
     ax.set_xscale("log")
     least, most = min(ratios), max(figures["ratio_max"] for figures in contenders.values())

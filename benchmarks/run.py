@@ -34,7 +34,8 @@ def main() -> None:
     for name in wanted:
         benchmark = BENCHMARKS[name]
         results = benchmark.run()
-        print(f"\n{name}: CPU time against the first of each group (median, least to most)", flush=True)
+        measure = getattr(benchmark, "MEASURE", "CPU time as a ratio to the first of each panel")
+        print(f"\n{name}: {measure} (median, least to most)", flush=True)
         for group, contenders in results.items():
             for contender, figures in contenders.items():
                 spread = f"{figures['ratio_min']:.2f} to {figures['ratio_max']:.2f}"
@@ -47,6 +48,7 @@ def main() -> None:
                     print(f"  {'':33s} {', '.join(f'{count} {name}' for name, count in counts.items())}")
         about = {
             "benchmark": name,
+            "measure": measure,
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "hardware": f"{available_cores()} cores {platform.machine()}, one torch thread",
             "versions": {"python": platform.python_version(), "torch": torch.__version__},

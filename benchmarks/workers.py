@@ -1,7 +1,8 @@
 """Rounds on one and two worker processes, local and on a Dask cluster, against one process: wall time, so throughput.
 
 Only an idle machine shows what two processes gain: the load average is kept beside the figures, and the CPU time of all
-processes together, which does not depend on it. The model of fl_utils.cluster_cost is fitted to the quickest turns.
+processes together, which does not depend on it. The model of fl_utils.cluster_cost is fitted to rounds in which nobody
+trains; then it foretells those of the settings, of which it knows what a client's training takes in one process.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ import torch
 
 from benchmarks.measure import Spent
 from fl_utils import federation
-from fl_utils.aggregation import fedavg_stream
 from fl_utils.cluster_cost import Cost, Measured, errors, fit
 from fl_utils.data import images, partition
-from fl_utils.executors import executor
+from fl_utils.executors import available_cores, executor
 from fl_utils.models.vision import SmallCNN, two_nn
 from fl_utils.training import LocalTraining
 
 MODELS = {"2NN": two_nn, "CNN": partial(SmallCNN, 10, 32, 512)}  # as benchmarks/simulation.py has them
 LOCAL = LocalTraining(1, 10, 0.05)
+MEASURE = "wall time as a ratio to one process, and to the model's"
 LIMIT = 1 / 1.9  # two worker processes: at least 1.9 times the clients of one process
 COHORT = 10
 SETTINGS = {  # model, clients, rounds of a turn, turns
@@ -39,6 +40,7 @@ SETTINGS = {  # model, clients, rounds of a turn, turns
     "CNN, 10 x 500": ("CNN", 10, 1, 5),
     "2NN, 100 x 50": ("2NN", 100, 3, 5),
 }
+SILENT, TURNS = 5, 5  # rounds without training, and turns of them
 GIGABIT = 125e6  # bytes per second
 WORKERS = (1, 2, 10, 100, 1000)
 
@@ -139,6 +141,7 @@ def measure(places: dict[str, object], model: str, count: int, rounds: int, turn
             "wall_s": median(each[name].wall_s for each in spent),
             "wall_s_min": min(each[name].wall_s for each in spent),
             "speed_up": 1 / median(ratios),
+            "one_process_s": median(each["one process"].wall_s for each in spent),
             "clients": rounds * COHORT,
             "state_values": len(result),
             "load": os.getloadavg()[0],
@@ -148,50 +151,84 @@ def measure(places: dict[str, object], model: str, count: int, rounds: int, turn
     return found
 
 
-def aggregation_seconds(length: int) -> float:
-    """What the server does with one update: look whether it is finite, add it to the mean. Quickest of several."""
-    update = torch.randn(length)
+def silent_rounds(places: dict[str, object], model: str) -> dict[str, dict[str, float]]:
+    """Of one process and of each place, a round in which nobody trains: wall, CPU and this process' CPU seconds."""
 
-    def stream(count: int) -> Iterator[tuple[torch.Tensor, int]]:
-        for _ in range(count):
-            torch.isfinite(update.sum())
-            yield update, 1
+    def nothing(trainer, client, local, seed) -> float:  # inside, so that it travels to workers that lack this module
+        return 0.0
 
-    best = float("inf")
-    for _ in range(5):
-        started = time.process_time()
-        fedavg_stream(stream(COHORT))
-        best = min(best, (time.process_time() - started) / COHORT)
-    return best
+    run = partial(federation.run, MODELS[model], clients(COHORT), local=LOCAL, train=nothing)
+
+    def spent(rounds: int, place) -> tuple[float, float, float]:
+        own, all, wall = time.process_time(), cpu_seconds(), time.perf_counter()
+        run(rounds=rounds, executor=place)
+        return time.perf_counter() - wall, cpu_seconds() - all, time.process_time() - own
+
+    found = {}
+    for name, place in {"one process": None, **places}.items():
+        spent(SILENT, place)
+        turns = [(spent(1, place), spent(1 + SILENT, place)) for _ in range(TURNS)]  # what comes once cancels out
+        wall, cpu, own = (median((long[i] - short[i]) / SILENT for short, long in turns) for i in range(3))
+        found[name] = {"wall_s": wall, "cpu_s": cpu, "server_cpu_s": own}
+    return found
 
 
-def model(results: dict[str, dict[str, dict]], kind: str) -> dict[str, dict[str, dict]]:
-    """The cost model fitted to the measured rounds of one kind of workers, beside them, and at up to 1,000 workers."""
-    points, labels = [], []
+def model(results: dict[str, dict], silent: dict[str, dict], kind: str) -> dict[str, dict[str, dict]]:
+    """The cost model of one kind of workers beside the measured rounds, and at up to 1,000 workers.
+
+    results: what :func:`measure` found of each setting; silent: what :func:`silent_rounds` did of each network.
+    """
+
+    def cost(model: str, name: str, compute: float = 0.0) -> Cost:
+        found, length = silent[model], results[next(s for s, each in SETTINGS.items() if each[0] == model)]
+        aggregate = found["one process"]["cpu_s"] / COHORT
+        return Cost(
+            compute=max(0.0, compute - aggregate),
+            aggregate=aggregate,
+            bytes=4 * length["one process"]["state_values"],
+            serving=found[name]["server_cpu_s"] / COHORT,
+            handling=found[name]["cpu_s"] / COHORT,
+            cores=available_cores(),
+        )
+
+    counts = [workers for workers in (1, 2) if f"{kind}, {workers}" in silent["CNN"]]
+    latency, bandwidth = fit(
+        [
+            Measured(workers, COHORT, found[name]["wall_s"], cost(model, name))
+            for model, found in silent.items()
+            for workers in counts
+            if (name := f"{kind}, {workers}")
+        ]
+    )
+    labels, points = [], []
     for setting, found in results.items():
-        alone = found["one process"]
-        aggregate = aggregation_seconds(alone["state_values"])
-        compute = alone["cpu_s"] / alone["clients"] - aggregate
-        for workers in (1, 2):
-            if (name := f"{kind}, {workers}") in found:
-                seconds = found[name]["wall_s_min"] * COHORT / alone["clients"]
-                points.append(Measured(workers, COHORT, seconds, Cost(compute, aggregate, 4 * alone["state_values"])))
-                labels.append(f"{setting}, {workers}")
-    latency, bandwidth = fit(points)
+        for workers in counts:
+            name = f"{kind}, {workers}"
+            each = found[name]
+            seconds, alone = each["wall_s"] / each["clients"] * COHORT, each["one_process_s"] / each["clients"]
+            labels.append(f"{setting}, {workers}")
+            points.append(Measured(workers, COHORT, seconds, cost(SETTINGS[setting][0], name, alone)))
+    fitted = {"latency_s": latency, "bandwidth": min(bandwidth, sys.float_info.max)}
     beside = {
-        label: {**_one(1 + error), "measured_s": point.seconds, "predicted_s": point.seconds * (1 + error)}
+        label: {
+            **_one(1 + error),
+            "measured_s": point.seconds,
+            "predicted_s": point.seconds * (1 + error),
+            "serving_s": point.cost.serving,
+            "handling_s": point.cost.handling,
+            **fitted,
+        }
         for label, point, error in zip(labels, points, errors(points, latency, bandwidth), strict=True)
     }
-    fitted = {"latency_s": latency, "bandwidth": min(bandwidth, sys.float_info.max)}
-    groups = {f"model beside measured, {kind}": {label: {**each, **fitted} for label, each in beside.items()}}
+    groups = {f"model beside measured, {kind}": beside}
     if kind == "Dask":
-        cost = replace(points[0].cost, latency=latency, bandwidth=min(bandwidth, GIGABIT))
+        far = replace(points[0].cost, latency=latency, bandwidth=min(bandwidth, GIGABIT), cores=float("inf"))
         groups["model, 1,000 clients of CNN, 1 Gbit/s"] = {
             f"{workers} workers": {
-                **_one(1 / cost.efficiency(workers, 1000)),
-                "efficiency": cost.efficiency(workers, 1000),
-                "predicted_s": cost.seconds(workers, 1000),
-                "waits_for": cost.limit(workers, 1000),
+                **_one(1 / far.efficiency(workers, 1000)),
+                "efficiency": far.efficiency(workers, 1000),
+                "predicted_s": far.seconds(workers, 1000),
+                "waits_for": far.limit(workers, 1000),
             }
             for workers in WORKERS
         }
@@ -222,14 +259,16 @@ def run() -> dict:
     The model's ratios are predicted to measured seconds, and predicted seconds to those of workers without any cost.
     """
     results: dict[str, dict[str, dict]] = {setting: {} for setting in SETTINGS}
+    silent: dict[str, dict[str, dict]] = {name: {} for name in MODELS}
     for opened in (pools, partial(dask, 1), partial(dask, 2)):
         with opened() as places:
             for setting, (name, count, rounds, turns) in SETTINGS.items():
                 found = measure(places, name, count, rounds, turns)
                 results[setting] |= {place: each for place, each in found.items() if place not in results[setting]}
+            for name in MODELS:
+                silent[name] = {**silent_rounds(places, name), **silent[name]}
     for setting, (name, *_) in SETTINGS.items():
         if name == "CNN":
             results[setting]["pool, 2"]["limit"] = LIMIT
-    for kind in ("pool", "Dask"):
-        results = {**results, **model({setting: results[setting] for setting in SETTINGS}, kind)}
-    return results
+    found = [model(results, silent, kind) for kind in ("pool", "Dask")]
+    return results | found[0] | found[1]

@@ -1,10 +1,11 @@
-"""What a round of federated averaging takes on W workers: a model with five numbers, fitted to measured rounds.
+"""What a round of federated averaging takes on W workers: a model fitted to rounds in which nobody trains.
 
-    seconds = down + max(workers, server) + last
-    down    = W' * bytes / bandwidth                          the state, once to each worker in use, W' = min(W, n)
-    workers = ceil(n / W) * (compute + latency)               n clients in waves
-    server  = n * (bytes / bandwidth + aggregate)             updates come in, and are added up, while workers train
-    last    = bytes / bandwidth + aggregate                   but for the last
+    seconds = down + max(workers, server, cores) + last
+    down    = latency + W' * bytes / bandwidth        the state, once to each worker in use, W' = min(W, n)
+    workers = ceil(n / W) * (compute + latency)       n clients in waves
+    server  = n * (bytes / bandwidth + serving)       updates come in, and are added up, while workers train
+    cores   = n * (compute + handling) / C            where server and workers share the C cores of one machine
+    last    = latency + bytes / bandwidth + serving   the last update's way
 
 Clients of one size, workers of one speed, one link at the server that all share; examples are at the workers already.
 """
@@ -20,21 +21,26 @@ from dataclasses import dataclass, replace
 class Cost:
     """What the model needs. Times in seconds, of one client; ``bytes`` of the state, as large as an update.
 
-    compute: a client's training, on a core of its own. aggregate: the server's time for an update. latency: of handing
-    a client to a worker. bandwidth: of the server's link, bytes per second. Raises ValueError on a value out of range.
+    compute: a client's training, on a core of its own. aggregate: all else that it takes in one process. serving: the
+    server's CPU time for its messages and its update. handling: that, and the workers' CPU time for messages.
+    latency: of a message, and of handing a client to a worker. bandwidth: of the server's link, bytes per second.
+    cores: that all processes share, where they are on one machine. Raises ValueError on a value out of range.
     """
 
     compute: float
     aggregate: float
     bytes: int
+    serving: float = 0.0
+    handling: float = 0.0
     latency: float = 0.0
     bandwidth: float = math.inf
+    cores: float = math.inf
 
     def __post_init__(self) -> None:
-        for name in ("compute", "bandwidth"):
+        for name in ("bandwidth", "cores"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: want a number above 0")
-        for name in ("aggregate", "bytes", "latency"):
+        for name in ("compute", "aggregate", "bytes", "serving", "handling", "latency"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: want a finite number from 0 up")
 
@@ -44,30 +50,31 @@ class Cost:
         return self.bytes / self.bandwidth
 
     def parts(self, workers: int, clients: int) -> dict[str, float]:
-        """Seconds of a round of ``clients`` on ``workers``, by part: down, workers, server, last."""
+        """Seconds of a round of ``clients`` on ``workers``, by part: down, workers, server, cores, last."""
         for name, value in (("workers", workers), ("clients", clients)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}: want a whole number from 1 up")
         return {
-            "down": min(workers, clients) * self.transfer,
+            "down": self.latency + min(workers, clients) * self.transfer,
             "workers": math.ceil(clients / workers) * (self.compute + self.latency),
-            "server": clients * (self.transfer + self.aggregate),
-            "last": self.transfer + self.aggregate,
+            "server": clients * (self.transfer + self.serving),
+            "cores": clients * (self.compute + self.handling) / self.cores,
+            "last": self.latency + self.transfer + self.serving,
         }
 
     def seconds(self, workers: int, clients: int) -> float:
         """Seconds of a round."""
         parts = self.parts(workers, clients)
-        return parts["down"] + max(parts["workers"], parts["server"]) + parts["last"]
+        return parts["down"] + max(parts["workers"], parts["server"], parts["cores"]) + parts["last"]
 
     def efficiency(self, workers: int, clients: int) -> float:
         """Of the clients that ``workers`` times one process without an executor would train: the share trained here."""
         return clients * (self.compute + self.aggregate) / (workers * self.seconds(workers, clients))
 
     def limit(self, workers: int, clients: int) -> str:
-        """The part that takes longest: "down", "workers" or "server"."""
+        """The part that takes longest: "down", "workers", "server" or "cores"."""
         parts = self.parts(workers, clients)
-        return max(("down", "workers", "server"), key=parts.__getitem__)
+        return max(("down", "workers", "server", "cores"), key=parts.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -83,25 +90,27 @@ class Measured:
 def fit(points: Sequence[Measured]) -> tuple[float, float]:
     """Latency and bandwidth for which the model comes closest to ``points``, by relative error, none below 0.
 
-    Their costs' own latency and bandwidth have no part in it. Compute has to be what a round waits for, as it is on
-    few workers. Raises ValueError where there are not two points of different kinds.
+    Their costs' own latency and bandwidth have no part in it. Raises ValueError where there are not two points of
+    different kinds.
     """
-    import numpy as np
-    from scipy.optimize import nnls
+    from scipy.optimize import least_squares
 
-    rows, rest = [], []
-    for point in points:
-        plain = replace(point.cost, latency=0.0, bandwidth=math.inf)
-        waves = math.ceil(point.clients / point.workers)
-        states = min(point.workers, point.clients) + 1
-        rows.append([waves / point.seconds, states * plain.bytes / 1e9 / point.seconds])
-        rest.append(1 - plain.seconds(point.workers, point.clients) / point.seconds)
-    if np.linalg.matrix_rank(np.array(rows)) < 2:
+    if len({(point.workers, point.clients, point.cost.bytes) for point in points}) < 2:
         raise ValueError(
             f"{len(points)} measured rounds do not tell latency from bandwidth: want other numbers of workers"
         )
-    (latency, per_gigabyte), _ = nnls(np.array(rows), np.array(rest))
-    return float(latency), math.inf if per_gigabyte == 0 else 1e9 / float(per_gigabyte)
+
+    def off(each) -> list[float]:
+        return errors(points, each[0], 1e9 / each[1] if each[1] > 0 else math.inf)
+
+    # Milliseconds, and seconds per gigabyte: a maximum has corners, so from several sides.
+    starts = [(latency, per_gigabyte) for latency in (1e-4, 1e-2) for per_gigabyte in (1e-1, 1e1)]
+    found = [
+        least_squares(off, start, bounds=(0, math.inf), x_scale=(1e-3, 1.0), xtol=1e-12, ftol=1e-12, gtol=1e-12)
+        for start in starts
+    ]
+    latency, per_gigabyte = min(found, key=lambda each: each.cost).x
+    return float(latency), math.inf if per_gigabyte < 1e-9 else 1e9 / float(per_gigabyte)
 
 
 def errors(points: Sequence[Measured], latency: float, bandwidth: float) -> list[float]:

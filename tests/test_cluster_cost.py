@@ -1,19 +1,23 @@
-import math
 from dataclasses import replace
 
 import pytest
 
 from fl_utils.cluster_cost import Cost, Measured, errors, fit
 
-CNN = Cost(compute=0.6, aggregate=0.003, bytes=6_653_628, latency=0.005, bandwidth=1.25e8)
+CNN = Cost(0.6, 0.003, bytes=6_653_628, serving=0.006, handling=0.02, latency=0.005, bandwidth=1.25e8)
 
 
 def test_a_round_by_hand():
     transfer = 6_653_628 / 1.25e8
-    assert CNN.seconds(2, 10) == pytest.approx(2 * transfer + 5 * 0.605 + transfer + 0.003)
+    around = 0.005 + 0.005 + transfer + 0.006
+    assert CNN.seconds(2, 10) == pytest.approx(2 * transfer + 5 * 0.605 + around)
     assert CNN.seconds(20, 10) == CNN.seconds(10, 10)  # more workers than clients: some idle
-    assert CNN.seconds(3, 10) == pytest.approx(3 * transfer + 4 * 0.605 + transfer + 0.003)  # four waves
-    assert CNN.seconds(1000, 1000) == pytest.approx(1000 * transfer + 1000 * (transfer + 0.003) + transfer + 0.003)
+    assert CNN.seconds(3, 10) == pytest.approx(3 * transfer + 4 * 0.605 + around)  # four waves
+    assert CNN.seconds(1000, 1000) == pytest.approx(1000 * transfer + 1000 * (transfer + 0.006) + around)
+    shared = replace(CNN, cores=2)
+    assert shared.seconds(1, 10) == CNN.seconds(1, 10)
+    assert shared.seconds(10, 10) == pytest.approx(10 * transfer + 5 * (0.6 + 0.02) + around)
+    assert shared.limit(10, 10) == "cores"
 
 
 def test_efficiency_and_what_limits_it():
@@ -26,7 +30,7 @@ def test_efficiency_and_what_limits_it():
 
 
 def test_the_fit_finds_what_made_the_rounds():
-    small = Cost(compute=0.02, aggregate=0.0005, bytes=796_840, latency=0.005, bandwidth=1.25e8)
+    small = Cost(0.02, 0.0005, bytes=796_840, serving=0.001, latency=0.005, bandwidth=1.25e8)
     points = [
         Measured(workers, clients, cost.seconds(workers, clients), replace(cost, latency=9.0, bandwidth=1.0))
         for cost in (CNN, small)
@@ -37,8 +41,8 @@ def test_the_fit_finds_what_made_the_rounds():
     assert latency == pytest.approx(0.005) and bandwidth == pytest.approx(1.25e8)
     assert max(map(abs, errors(points, latency, bandwidth))) < 1e-9
     assert errors(points, 2 * latency, bandwidth)[0] > 0.005
-    faster = [replace(point, seconds=point.seconds / 2) for point in points]
-    assert fit(faster) == (0.0, math.inf)  # quicker than their compute: nothing is left for either
+    latency, bandwidth = fit([replace(point, seconds=point.seconds / 2) for point in points])
+    assert latency < 1e-6 and bandwidth > 1e12  # quicker than their compute: nothing is left for either
     with pytest.raises(ValueError, match="1 measured rounds do not tell"):
         fit(points[:1])
 
@@ -46,7 +50,8 @@ def test_the_fit_finds_what_made_the_rounds():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"compute": 0.0}, "compute is 0.0"),
+        ({"compute": -1.0}, "compute is -1.0"),
+        ({"cores": 0}, "cores is 0"),
         ({"latency": -1.0}, "latency is -1.0"),
         ({"bandwidth": 0}, "bandwidth is 0"),
     ],
