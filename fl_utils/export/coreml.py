@@ -73,17 +73,18 @@ def convert(
         # sizes become numbers: coremltools 8.3 and NumPy 2.4 do not agree on computed ones (those of a channel shuffle)
         constant = make_fx(network, pre_dispatch=True)(example)
         traced = torch.jit.trace(constant, example, check_trace=False)
-    model = ct.convert(
-        traced,
-        inputs=[taken],
-        outputs=[ct.TensorType(name="logits", dtype=np.float32)],
-        convert_to="mlprogram",
-        compute_precision=ct.precision.FLOAT16 if bits == 16 else ct.precision.FLOAT32,
-        minimum_deployment_target=ct.target.iOS18 if needs_18 else ct.target.iOS16,
-        skip_model_load=True,
-    )
-    if bits < 16:
-        model = _narrowed(ct, model, bits, mode)
+    with lean.programs_checked_once():
+        model = ct.convert(
+            traced,
+            inputs=[taken],
+            outputs=[ct.TensorType(name="logits", dtype=np.float32)],
+            convert_to="mlprogram",
+            compute_precision=ct.precision.FLOAT16 if bits == 16 else ct.precision.FLOAT32,
+            minimum_deployment_target=ct.target.iOS18 if needs_18 else ct.target.iOS16,
+            skip_model_load=True,
+        )
+        if bits < 16:
+            model = _narrowed(ct, model, bits, mode)
     model.short_description = "made by fl_utils.export; what it takes and gives is in the contract beside it"
     final = path.with_name(f"{path.name}.mlpackage")
     model.save(str(final))

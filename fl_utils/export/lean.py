@@ -116,3 +116,23 @@ def _operators_listed_once() -> Iterator[None]:
 
     with mock.patch.object(utils, name, once) if original else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def programs_checked_once() -> Iterator[None]:
+    """Core ML's converter looks through the whole program after each of a hundred passes, for faults of theirs; here
+    after the last one. For use once coremltools is imported."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, AttributeError):
+            from coremltools.converters.mil.mil import Program
+            from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
+
+            apply, check = PassPipelineManager.apply_pipeline, Program.validate
+
+            def checked(program, *passes, **named) -> None:
+                with mock.patch.object(Program, "validate", lambda *_, **__: None):
+                    apply(program, *passes, **named)
+                check(program)
+
+            stack.enter_context(mock.patch.object(PassPipelineManager, "apply_pipeline", staticmethod(checked)))
+        yield

@@ -115,3 +115,42 @@ def test_upsampling_and_attention_are_looked_for_where_they_may_be(tmp_path, mon
         wanted = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).numpy()
         np.testing.assert_allclose(run_exported(contract, images), wanted, atol=1e-5)
         assert set(looked) == {expected}
+
+
+def test_a_program_is_checked_once_a_pipeline_and_comes_out_the_same(tiny, tmp_path, monkeypatch):
+    from fl_utils.export import coreml
+
+    coreml.tools()
+    from coremltools.converters.mil.mil import Program
+    from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
+
+    checks, check, apply = [], Program.validate, PassPipelineManager.apply_pipeline
+    monkeypatch.setattr(Program, "validate", lambda self, **named: (checks.append(1), check(self, **named))[1])
+
+    def made(name):
+        checks.clear()
+        package = tiny.export("coreml", tmp_path / name, bits=8).model_path
+        return len(checks), {
+            path.name: path.read_bytes() for path in package.rglob("*") if path.suffix in (".bin", ".mlmodel")
+        }
+
+    few, lean_files = made("lean")
+    assert PassPipelineManager.apply_pipeline is apply
+    monkeypatch.setattr(lean, "programs_checked_once", contextlib.nullcontext)
+    many, files = made("full")
+    assert 5 < few < many / 5 and files == lean_files and sum(map(len, files.values())) > 1000
+
+
+def test_a_fault_of_a_pass_is_found_at_the_pipelines_end():
+    from fl_utils.export import coreml
+
+    coreml.tools()
+    from coremltools.converters.mil.mil import Program
+    from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipeline, PassPipelineManager
+
+    class Faulty(Program):
+        def validate(self, **_):
+            raise ValueError("a variable is consumed by nobody")
+
+    with lean.programs_checked_once(), pytest.raises(ValueError, match="consumed by nobody"):
+        PassPipelineManager.apply_pipeline(Faulty(), PassPipeline(["common::noop_elimination"]))
