@@ -35,11 +35,12 @@ LOCAL = LocalTraining(1, 10, 0.05)
 MEASURE = "wall time as a ratio to one process, and to the model's"
 LIMIT = 1 / 1.9  # two worker processes: at least 1.9 times the clients of one process
 COHORT = 10
-SETTINGS = {  # model, clients, rounds of a turn, turns
-    "CNN, 100 x 50": ("CNN", 100, 3, 7),
-    "CNN, 10 x 500": ("CNN", 10, 1, 5),
-    "2NN, 100 x 50": ("2NN", 100, 3, 5),
+SETTINGS = {  # model, clients, rounds of a turn, turns of a pass
+    "CNN, 100 x 50": ("CNN", 100, 3, 4),
+    "CNN, 10 x 500": ("CNN", 10, 1, 2),
+    "2NN, 100 x 50": ("2NN", 100, 3, 4),
 }
+PASSES = 3
 SILENT, TURNS = 5, 5  # rounds without training, and turns of them
 GIGABIT = 125e6  # bytes per second
 WORKERS = (1, 2, 10, 100, 1000)
@@ -118,19 +119,36 @@ def moved(run: Callable, place) -> dict[str, int]:
     return {f"{kind}_bytes": place.moved[kind] - before[kind] for kind in before}
 
 
-def measure(places: dict[str, object], model: str, count: int, rounds: int, turns: int) -> dict[str, dict]:
-    """The wall time of each place against one process, its CPU time, and what it moves."""
-    run = partial(
-        federation.run, MODELS[model], clients(count), rounds=rounds, local=LOCAL, client_fraction=COHORT / count
-    )
-    result = run().vector
-    for place in places.values():
-        turn(partial(run, executor=place), result)
-        turn(partial(run, executor=place), result)
-    contenders = {"one process": run, **{name: partial(run, executor=place) for name, place in places.items()}}
-    spent = [{name: turn(contender, result) for name, contender in contenders.items()} for _ in range(turns)]
+def measure(places: dict[str, object], settings: dict[str, tuple]) -> dict[str, dict[str, dict]]:
+    """Of each setting, the wall time of each place against one process, its CPU time, and what it moves.
+
+    The settings take their turns in :data:`PASSES` parts, minutes apart: so does what else the host has to do change.
+    """
+    runs, results, spent = {}, {}, {}
+    for setting, (name, count, rounds, _) in settings.items():
+        runs[setting] = partial(
+            federation.run, MODELS[name], clients(count), rounds=rounds, local=LOCAL, client_fraction=COHORT / count
+        )
+        results[setting], spent[setting] = runs[setting]().vector, []
+    for _ in range(PASSES):
+        for setting, (*_, turns) in settings.items():
+            run, result = runs[setting], results[setting]
+            contenders = {"one process": run, **{name: partial(run, executor=place) for name, place in places.items()}}
+            for contender in 2 * list(contenders.values())[1:]:
+                turn(contender, result)
+            spent[setting] += [
+                {name: turn(contender, result) for name, contender in contenders.items()} for _ in range(turns)
+            ]
+    return {
+        setting: summary(spent[setting], places, runs[setting], len(results[setting]), settings[setting][2] * COHORT)
+        for setting in settings
+    }
+
+
+def summary(spent: list[dict[str, Spent]], places: dict[str, object], run: Callable, length: int, trained: int) -> dict:
+    """What the turns say of each place: medians, and of the ratios the least and the most."""
     found = {}
-    for name in contenders:
+    for name in spent[0]:
         ratios = [each[name].wall_s / each["one process"].wall_s for each in spent]
         found[name] = {
             "ratio": median(ratios),
@@ -142,8 +160,8 @@ def measure(places: dict[str, object], model: str, count: int, rounds: int, turn
             "wall_s_min": min(each[name].wall_s for each in spent),
             "speed_up": 1 / median(ratios),
             "one_process_s": median(each["one process"].wall_s for each in spent),
-            "clients": rounds * COHORT,
-            "state_values": len(result),
+            "clients": trained,
+            "state_values": length,
             "load": os.getloadavg()[0],
         }
         if name in places:
@@ -262,8 +280,7 @@ def run() -> dict:
     silent: dict[str, dict[str, dict]] = {name: {} for name in MODELS}
     for opened in (pools, partial(dask, 1), partial(dask, 2)):
         with opened() as places:
-            for setting, (name, count, rounds, turns) in SETTINGS.items():
-                found = measure(places, name, count, rounds, turns)
+            for setting, found in measure(places, SETTINGS).items():
                 results[setting] |= {place: each for place, each in found.items() if place not in results[setting]}
             for name in MODELS:
                 silent[name] = {**silent_rounds(places, name), **silent[name]}
