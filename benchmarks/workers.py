@@ -32,7 +32,7 @@ from fl_utils.training import LocalTraining
 
 MODELS = {"2NN": two_nn, "CNN": partial(SmallCNN, 10, 32, 512)}  # as benchmarks/simulation.py has them
 LOCAL = LocalTraining(1, 10, 0.05)
-MEASURE = "wall time as a ratio to one process, and to the model's"
+MEASURE = "wall time against one process; the model's against the measured, or against no cost at all"
 LIMIT = 1 / 1.9  # two worker processes: at least 1.9 times the clients of one process
 COHORT = 10
 SETTINGS = {  # model, clients, rounds of a turn, turns of a pass
