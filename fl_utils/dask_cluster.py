@@ -103,7 +103,9 @@ class DaskCluster(Executor):
         """The worker with the least to do, of several one that has the examples; "" where none is known."""
         with self._lock:
             workers = [
-                (self._under_way[name] / self._threads[name], name not in kept_by, name) for name in self._threads
+                (self._under_way[name] / threads, name not in kept_by, name)
+                for name, threads in self._threads.items()
+                if threads
             ]
             worker = min(workers)[-1] if workers else ""
             self._under_way[worker] += 1

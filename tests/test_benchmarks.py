@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks import simulation
+from benchmarks import simulation, workers
 from benchmarks.measure import Spent, interleaved, summary
 from benchmarks.rivals import job, loops
 from benchmarks.simulation import BATCHED, OURS, PLAIN, REFERENCE, Setting, compared
 from fl_utils import federation, flat
+from fl_utils.cluster_cost import Cost
 from fl_utils.environments import Environment
 from fl_utils.training import LocalTraining, client_seed
 from small import clients, plain_mlp, with_batch_norm
@@ -224,3 +225,40 @@ def test_a_contenders_process_takes_tasks_block_by_block_and_says_why_it_died(tm
     for block in range(2):
         loop.run(block)
     assert np.abs(weights - loop.vector().numpy()).max() < 1e-5
+
+
+def test_the_model_foretells_measured_rounds_from_messages_alone(monkeypatch):
+    monkeypatch.setattr(workers, "available_cores", lambda: 2)
+    lengths, own = {"CNN": 1_663_370, "2NN": 199_210}, {"CNN": 0.001, "2NN": 0.0002}  # values; seconds beside training
+    alone = dict(zip(workers.SETTINGS, (0.06, 0.6, 0.003), strict=True))  # seconds of a client in one process
+
+    def true_cost(name, compute=0.0):
+        return Cost(compute, own[name], 4 * lengths[name], 0.005, 0.015, latency=0.006, bandwidth=1e9, cores=2)
+
+    silent = {
+        name: {"one process": {"cpu_s": 10 * own[name]}}
+        | {
+            f"Dask, {count}": {"wall_s": true_cost(name).seconds(count, 10), "cpu_s": 0.15, "server_cpu_s": 0.05}
+            for count in (1, 2)
+        }
+        for name in lengths
+    }
+    results = {
+        setting: {"one process": {"state_values": lengths[name]}}
+        | {
+            f"Dask, {count}": {
+                "wall_s": rounds * true_cost(name, alone[setting] - own[name]).seconds(count, 10),
+                "one_process_s": rounds * 10 * alone[setting],
+                "clients": rounds * 10,
+            }
+            for count in (1, 2)
+        }
+        for setting, (name, _, rounds, _) in workers.SETTINGS.items()
+    }
+    beside, far = workers.model(results, silent, "Dask").values()
+    assert len(beside) == 6 and [each["ratio"] for each in beside.values()] == pytest.approx([1] * 6, rel=1e-3)
+    assert beside["2NN, 100 x 50, 1"]["latency_s"] == pytest.approx(0.006, rel=1e-2)
+    assert [each["waits_for"] for each in far.values()] == ["workers", *["server"] * 4]
+    results["CNN, 100 x 50"]["Dask, 2"]["wall_s"] *= 2  # what was not foretold is seen
+    beside = workers.model(results, silent, "Dask")["model beside measured, Dask"]
+    assert beside["CNN, 100 x 50, 2"]["ratio"] == pytest.approx(0.5, rel=1e-3)
