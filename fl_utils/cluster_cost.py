@@ -100,8 +100,11 @@ def fit(points: Sequence[Measured]) -> tuple[float, float]:
             f"{len(points)} measured rounds do not tell latency from bandwidth: want other numbers of workers"
         )
 
+    def bandwidth(per_gigabyte: float) -> float:
+        return 1e9 / per_gigabyte if per_gigabyte > 0 else math.inf
+
     def off(each) -> list[float]:
-        return errors(points, each[0], 1e9 / each[1] if each[1] > 0 else math.inf)
+        return errors(points, each[0], bandwidth(each[1]))
 
     # Milliseconds, and seconds per gigabyte: a maximum has corners, so from several sides.
     starts = [(latency, per_gigabyte) for latency in (1e-4, 1e-2) for per_gigabyte in (1e-1, 1e1)]
@@ -109,8 +112,11 @@ def fit(points: Sequence[Measured]) -> tuple[float, float]:
         least_squares(off, start, bounds=(0, math.inf), x_scale=(1e-3, 1.0), xtol=1e-12, ftol=1e-12, gtol=1e-12)
         for start in starts
     ]
-    latency, per_gigabyte = min(found, key=lambda each: each.cost).x
-    return float(latency), math.inf if per_gigabyte < 1e-9 else 1e9 / float(per_gigabyte)
+    # The search comes close to 0, never to it: where 0 is better, it is meant.
+    latency, per_gigabyte = map(float, min(found, key=lambda each: each.cost).x)
+    ends = [(0.0, 0.0), (0.0, per_gigabyte), (latency, 0.0), (latency, per_gigabyte)]
+    latency, per_gigabyte = min(ends, key=lambda each: sum(error**2 for error in off(each)))
+    return latency, bandwidth(per_gigabyte)
 
 
 def errors(points: Sequence[Measured], latency: float, bandwidth: float) -> list[float]:

@@ -35,7 +35,7 @@ class DaskCluster(Executor):
         self._plain = client.get_executor(pure=False)
         self._data: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # client -> Examples
         self._name, self._count, self._workers = uuid.uuid4().hex, 0, set()
-        self._threads: dict[str, int] = {}  # of each worker, as of the last round's begin
+        self._threads: dict[str, int] = {}  # of each worker, as of the last look at _max_workers
         self._under_way: Counter[str] = Counter()
         self._lock = threading.Lock()
         _here.add(self._name)
@@ -44,12 +44,9 @@ class DaskCluster(Executor):
     @property
     def _max_workers(self) -> int:
         """Tasks that the cluster runs at once now; one where it has no worker yet, which may still come."""
-        self._look()
-        return max(1, sum(self._threads.values()))
-
-    def _look(self) -> None:
         with _lost(self._client):
             self._threads = self._client.nthreads()
+        return max(1, sum(self._threads.values()))
 
     def submit(self, task, /, *arguments, **named) -> Future:
         """Run ``task`` on the cluster. Its arguments travel with it."""
@@ -72,7 +69,6 @@ class DaskCluster(Executor):
 
     def begin_round(self, task, vector: torch.Tensor) -> Round:
         """Hand ``task`` and ``vector`` (float32 [d]) to the cluster. Raises what pickling ``task`` raises."""
-        self._look()
         return Round(self, self.hold("state", (task, vector)))
 
     def hold(self, kind: str, value):

@@ -369,7 +369,7 @@ def test_a_dask_worker_killed_in_mid_round_changes_nothing(tmp_path):
 
 def test_clients_go_to_the_worker_with_the_least_to_do_and_of_several_where_their_examples_are(in_threads):
     with executor(in_threads.scheduler_address) as dask:
-        assert dask.place(set()) == "" and dask._max_workers == 1  # no round was begun: no worker is known
+        assert dask.place(set()) == "" and dask._max_workers == 1  # nobody had looked: no worker is known
         dask._threads = {"one": 1, "two": 2}
         assert [dask.place({"two"}) for _ in range(4)] == ["two", "one", "two", "two"]
         for worker in ("one", "two", "two"):
