@@ -203,6 +203,7 @@ def _release(update) -> None:
 
 
 _trainers: dict[tuple, Trainer] = {}  # of a worker process: the last model it was given
+_built: list = [None, 0]  # the last ``build``, and a checksum of it
 _turn = threading.Lock()  # threads of one process train in turn: they have one model, and torch one random generator
 
 
@@ -221,7 +222,9 @@ def client_task(
     import cloudpickle
 
     with _turn:
-        key = (zlib.crc32(cloudpickle.dumps(build)), device)
+        if build is not _built[0]:  # the same object all of a round
+            _built[:] = build, zlib.crc32(cloudpickle.dumps(build))
+        key = _built[1], device
         if key not in _trainers:
             _trainers.clear()
             _trainers[key] = Trainer(build, device)

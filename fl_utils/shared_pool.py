@@ -2,20 +2,23 @@
 
 What goes through the pool's pipes is a few names per client. A client's examples are put down once for all workers and
 rounds, and taken away with the client; the state is put down once a round; an update comes back in a buffer that serves
-again once it was used. Each worker has one model.
+again once it was used. Each worker has one model. Rounds go by way of :mod:`fl_utils.errands`; other calls are the
+executor's own.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import OrderedDict, deque
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 import torch.multiprocessing
 
+from fl_utils import errands
 from fl_utils.packing import pack, unpack
 from fl_utils.shelf import Shelf, begin_worker, contents, floats
 
@@ -33,11 +36,10 @@ class SharedPool(ProcessPoolExecutor):
         self._data: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # client -> (versions, path)
         self._taken_away = 0
         self._free: dict[int, deque] = {}  # length -> buffers that nobody uses
+        context = torch.multiprocessing.get_context("spawn")
+        self.errands = errands.Errands(context, workers, self.submit)
         super().__init__(
-            workers,
-            mp_context=torch.multiprocessing.get_context("spawn"),
-            initializer=begin_worker,
-            initargs=(self.shelf.folders,),
+            workers, mp_context=context, initializer=begin, initargs=(self.shelf.folders, self.errands.ends)
         )
 
     def __exit__(self, kind, error, trace) -> None:
@@ -47,12 +49,15 @@ class SharedPool(ProcessPoolExecutor):
         self.shutdown(cancel_futures=kind is not None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self.errands.close()
         super().shutdown(wait, cancel_futures=cancel_futures)
         if wait:  # otherwise workers are still reading; the folders go when the pool does
             self.shelf.close()
 
     def begin_round(self, task, vector: torch.Tensor) -> Round:
         """Put down ``task`` and ``vector`` (float32 [d]) for clients to come. Raises what pickling ``task`` raises."""
+        while self.errands.listen(0):  # of rounds before: their buffers serve again
+            pass
         return Round(self, task, vector)
 
     def examples(self, client) -> Path:
@@ -101,82 +106,105 @@ class Round:
 
     def __init__(self, pool: SharedPool, task, vector: torch.Tensor):
         parts = pack(task)
-        self._pool, self._length, self._open, self._over = pool, len(vector), 0, False
-        self._lock = threading.Lock()
+        self._pool, self._open, self._over, self._lock = pool, 0, False, threading.Lock()
         self._task = pool.shelf.put(parts)
-        self._state = pool.buffer(self._length)
+        self._state = pool.buffer(len(vector))
         self._state[1].copy_(vector)
-        pool.moved["state"] += 4 * self._length + sum(len(part) for part in parts)
+        pool.moved["state"] += 4 * len(vector) + sum(len(part) for part in parts)
 
     def __enter__(self) -> Round:
         return self
 
     def __exit__(self, *_) -> None:
         self._over = True
-        self._task.unlink(missing_ok=True)
+        self._task.unlink(missing_ok=True)  # a worker that comes to a client now leaves it alone
         self._settle(0)
 
     def submit(self, client) -> Update:
         """Let a worker train ``client``."""
-        data, slot = self._pool.examples(client), self._pool.buffer(self._length)
-        names = (self._task, self._state[0], self._length, data, slot[0], self._pool._taken_away)
-        try:
-            future = self._pool.submit(train, *names)
-        except BaseException:
-            self._pool.give_back(slot)
-            raise
+        update = Update(self, client, self._pool.examples(client), self._pool.buffer(len(self._state[1])))
         self._settle(1)
-        # A client that nobody else holds (of a Population) has its examples here until the worker is done.
-        future.add_done_callback(lambda _, client=client: self._settle(-1))
-        return Update(self._pool, future, slot)
+        try:
+            names = map(str, (self._task, self._state[0], update.data, update.slot[0]))
+            self._pool.errands.send(update.arrive, train, *names, len(self._state[1]), self._pool._taken_away)
+        except BaseException:
+            update.arrive(None, None)
+            update.release()
+            raise
+        return update
 
     def _settle(self, change: int) -> None:
         """The state serves again once the round is over and no worker, not even a late one, may still look at it."""
         with self._lock:
             self._open += change
-            if self._over and not self._open and self._state is not None:
+            if self._over and not self._open:
                 self._pool.give_back(self._state)
-                self._state = None
 
 
 class Update:
-    """The update to come from one client."""
+    """The update to come from one client. What its worker may look at is kept as long as it may."""
 
-    def __init__(self, pool: SharedPool, future: Future, slot: tuple[Path, torch.Tensor]):
-        self._pool, self._future, self._slot, self._released = pool, future, slot, False
+    def __init__(self, round: Round, client, data: Path, slot: tuple[Path, torch.Tensor]):
+        self.data, self.slot = data, slot
+        # A client that nobody else holds (of a Population) has its examples here until the worker is done.
+        self._round, self._client, self._arrived, self._released = round, client, False, False
+
+    def arrive(self, loss: float | None, error: BaseException | None) -> None:
+        """The worker is done."""
+        self._arrived, self._loss, self._error, self._client = True, loss, error, None
+        self._round._settle(-1)
+        self._give_back()
 
     def result(self, timeout: float | None = None) -> tuple[torch.Tensor, float]:
         """The vector (float32 [d], good until :meth:`release`) and the loss. Raises as ``Future.result`` does."""
-        loss = self._future.result(timeout)
-        self._pool.moved["updates"] += 4 * len(self._slot[1])
-        return self._slot[1], loss
+        pool, until = self._round._pool, time.monotonic() + (float("inf") if timeout is None else timeout)
+        while not self._arrived:
+            if (left := until - time.monotonic()) < 0:
+                raise TimeoutError
+            pool.errands.listen(left)
+        if self._error is not None:
+            raise self._error
+        pool.moved["updates"] += 4 * len(self.slot[1])
+        return self.slot[1], self._loss
 
     def cancel(self) -> None:
-        """It is not wanted any more."""
-        self._future.cancel()
+        """It is not wanted any more: once its round is over, no worker begins with it."""
 
     def release(self) -> None:
         """Its vector was used. A worker that is late with it still has the buffer to itself, until it is done."""
         if not self._released:
             self._released = True
-            self._future.add_done_callback(lambda _: self._pool.give_back(self._slot))
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if self._released and self._arrived:
+            self._round._pool.give_back(self.slot)
 
 
 # --- in a worker
 
-_task: tuple[Path | None, object] = (None, None)
-_clients: OrderedDict[Path, object] = OrderedDict()
-_vectors: dict[Path, torch.Tensor] = {}
+
+def begin(folders: list[Path], ends: tuple) -> None:
+    """How a worker of the pool begins."""
+    begin_worker(folders)
+    errands.begin(ends)
+
+
+_task: tuple[str, object] = ("", None)
+_clients: OrderedDict[str, object] = OrderedDict()
+_vectors: dict[str, torch.Tensor] = {}
 _taken_away = 0
 
 
-def train(task: Path, state: Path, length: int, data: Path, slot: Path, taken_away: int) -> float:
+def train(task: str, state: str, data: str, slot: str, length: int, taken_away: int) -> float:
     """One client's part of one round: its new state goes into ``slot``; the loss."""
     global _task, _taken_away
     if taken_away != _taken_away:  # let go of what the owner took away, so that its memory is free
-        for path in [path for path in _clients if not path.exists()]:
+        for path in [path for path in _clients if not Path(path).exists()]:
             del _clients[path]
         _taken_away = taken_away
+    if not Path(task).exists():
+        raise CancelledError
     if _task[0] != task:
         _task = task, unpack(contents(task))
     if data not in _clients:

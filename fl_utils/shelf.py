@@ -77,18 +77,19 @@ def _remove(folders: list[Path], owner: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def floats(path: Path, length: int) -> torch.Tensor:
+def floats(path: Path | str, length: int) -> torch.Tensor:
     """The tensor (float32 [length]) that is the file at ``path``."""
     import torch
 
     return torch.from_file(str(path), shared=True, size=length, dtype=torch.float32)
 
 
-def contents(path: Path) -> memoryview:
+def contents(path: Path | str) -> memoryview:
     """The bytes of the file at ``path``, where they lie."""
     import torch
 
-    return memoryview(torch.from_file(str(path), shared=True, size=path.stat().st_size, dtype=torch.uint8).numpy())
+    size = Path(path).stat().st_size
+    return memoryview(torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8).numpy())
 
 
 def begin_worker(folders: list[Path]) -> None:

@@ -18,10 +18,10 @@ import torch
 import torch.multiprocessing
 
 from fl_utils import cohorts, dask_cluster, federation, packing, shared_pool
+from fl_utils.errands import Errands
 from fl_utils.executors import executor
 from fl_utils.federation import Client, FederationError
 from fl_utils.populations import Population
-from fl_utils.shared_pool import SharedPool
 from fl_utils.shelf import Shelf
 from small import LOCAL, clients, examples, mlp, plain_mlp
 
@@ -72,8 +72,8 @@ def test_a_view_is_packed_without_the_tensor_it_is_a_view_of():
 
 def test_data_goes_to_the_pool_once_and_the_state_once_a_round(pool, monkeypatch):
     sent = []
-    submit = SharedPool.submit
-    monkeypatch.setattr(SharedPool, "submit", lambda self, *args: sent.append(args) or submit(self, *args))
+    send = Errands.send
+    monkeypatch.setattr(Errands, "send", lambda self, arrived, *args: sent.append(args) or send(self, arrived, *args))
     parties, before = clients(), dict(pool.moved)
     here, there = run(parties), run(parties, executor=pool)
     assert torch.equal(here.vector, there.vector)
