@@ -1,7 +1,8 @@
 """Rounds on one and two worker processes, local and on a Dask cluster, against one process: wall time, so throughput.
 
 Only an idle machine shows what two processes gain: the load average is kept beside the figures, and the CPU time of all
-processes together, which does not depend on it. The model of fl_utils.cluster_cost is fitted to rounds in which nobody
+processes together, which does not depend on it; and so is what the host itself lets two processes gain, by two whole
+trainings that know nothing of each other. The model of fl_utils.cluster_cost is fitted to rounds in which nobody
 trains; then it foretells those of the settings, of which it knows what a client's training takes in one process.
 """
 
@@ -12,15 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 
 import psutil
 import torch
+import torch.multiprocessing
 
 from benchmarks.measure import Spent
 from fl_utils import federation
@@ -36,16 +40,18 @@ MEASURE = "wall time against one process; the model's against the measured, or a
 LIMIT = 1 / 1.9  # two worker processes: at least 1.9 times the clients of one process
 COHORT = 10
 SETTINGS = {  # model, clients, rounds of a turn, turns of a pass
-    "CNN, 100 x 50": ("CNN", 100, 3, 4),
+    "CNN, 100 x 50": ("CNN", 100, 6, 3),
     "CNN, 10 x 500": ("CNN", 10, 1, 2),
-    "2NN, 100 x 50": ("2NN", 100, 3, 4),
+    "2NN, 100 x 50": ("2NN", 100, 20, 4),
 }
+APART = "two trainings apart"
 PASSES = 3
 SILENT, TURNS = 5, 5  # rounds without training, and turns of them
 GIGABIT = 125e6  # bytes per second
 WORKERS = (1, 2, 10, 100, 1000)
 
 
+@cache
 def clients(count: int) -> list[federation.Client]:
     """MNIST-5k, in ``count`` parts."""
     digits = images.load("digits")["mnist"]
@@ -102,6 +108,37 @@ def cpu_seconds() -> float:
     return total
 
 
+def training(setting: str) -> Callable[..., federation.Result]:
+    """What a turn of ``setting`` is."""
+    name, count, rounds, _ = SETTINGS[setting]
+    return partial(
+        federation.run, MODELS[name], clients(count), rounds=rounds, local=LOCAL, client_fraction=COHORT / count
+    )
+
+
+def checksum(vector: torch.Tensor) -> int:
+    """Of the bytes of ``vector``."""
+    return zlib.crc32(vector.numpy())
+
+
+def train_apart(setting: str) -> int:
+    """In a process of its own: one training; the checksum of its result."""
+    return checksum(training(setting)().vector)
+
+
+def turn_apart(processes: Executor, setting: str, result: torch.Tensor) -> Spent:
+    """Two trainings at once, each in a process: what one of them takes when shared out to both.
+
+    Raises RuntimeError where one does not end where one process does.
+    """
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    found = list(processes.map(train_apart, 2 * [setting]))
+    spent = Spent((cpu_seconds() - cpu) / 2, (time.perf_counter() - wall) / 2)
+    if found != 2 * [checksum(result)]:
+        raise RuntimeError("a training in a process of its own does not end as in this one")
+    return spent
+
+
 def turn(run: Callable[[], federation.Result], result: torch.Tensor) -> Spent:
     """One turn. Raises RuntimeError where it does not end where one process does."""
     cpu, wall = cpu_seconds(), time.perf_counter()
@@ -119,29 +156,30 @@ def moved(run: Callable, place) -> dict[str, int]:
     return {f"{kind}_bytes": place.moved[kind] - before[kind] for kind in before}
 
 
-def measure(places: dict[str, object], settings: dict[str, tuple]) -> dict[str, dict[str, dict]]:
+def measure(places: dict[str, object], processes: Executor | None = None) -> dict[str, dict[str, dict]]:
     """Of each setting, the wall time of each place against one process, its CPU time, and what it moves.
 
     The settings take their turns in :data:`PASSES` parts, minutes apart: so does what else the host has to do change.
+    processes: two, for two trainings apart in each turn.
     """
-    runs, results, spent = {}, {}, {}
-    for setting, (name, count, rounds, _) in settings.items():
-        runs[setting] = partial(
-            federation.run, MODELS[name], clients(count), rounds=rounds, local=LOCAL, client_fraction=COHORT / count
-        )
-        results[setting], spent[setting] = runs[setting]().vector, []
-        for place in 2 * list(places.values()):  # until all workers have all examples
-            turn(partial(runs[setting], executor=place), results[setting])
+    contenders, results, spent = {}, {}, {}
+    for setting in SETTINGS:
+        run = training(setting)
+        result = results[setting] = run().vector
+        spent[setting] = []
+        contenders[setting] = {"one process": partial(turn, run, result)} | {
+            name: partial(turn, partial(run, executor=place), result) for name, place in places.items()
+        }
+        if processes is not None:
+            contenders[setting][APART] = partial(turn_apart, processes, setting, result)
+        for contender in 2 * list(contenders[setting].values()):  # until all workers have all examples
+            contender()
     for _ in range(PASSES):
-        for setting, (*_, turns) in settings.items():
-            run, result = runs[setting], results[setting]
-            contenders = {"one process": run, **{name: partial(run, executor=place) for name, place in places.items()}}
-            spent[setting] += [
-                {name: turn(contender, result) for name, contender in contenders.items()} for _ in range(turns)
-            ]
+        for setting, (*_, turns) in SETTINGS.items():
+            spent[setting] += [{name: each() for name, each in contenders[setting].items()} for _ in range(turns)]
     return {
-        setting: summary(spent[setting], places, runs[setting], len(results[setting]), settings[setting][2] * COHORT)
-        for setting in settings
+        setting: summary(spent[setting], places, training(setting), len(results[setting]), rounds * COHORT)
+        for setting, (_, _, rounds, _) in SETTINGS.items()
     }
 
 
@@ -257,17 +295,19 @@ def _one(ratio: float) -> dict[str, float]:
 
 
 @contextmanager
-def pools() -> Iterator[dict[str, object]]:
-    """Pools of one and of two workers, which wait without a stir for their turn."""
-    with ExitStack() as stack:
-        yield {f"pool, {n}": stack.enter_context(executor(f"pool:{n}")) for n in (1, 2)}
+def pools() -> Iterator[tuple]:
+    """Pools of one and of two workers, which wait without a stir for their turn, and two processes apart."""
+    context = torch.multiprocessing.get_context("spawn")
+    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ExitStack() as stack, ProcessPoolExecutor(2, mp_context=context, **one_thread) as processes:
+        yield {f"pool, {n}": stack.enter_context(executor(f"pool:{n}")) for n in (1, 2)}, processes
 
 
 @contextmanager
-def dask(workers: int) -> Iterator[dict[str, object]]:
+def dask(workers: int) -> Iterator[tuple]:
     """One Dask cluster. Idle, its processes still talk: nothing else is measured beside it but one process."""
     with cluster(workers) as address, executor(address) as place:
-        yield {f"Dask, {workers}": place}
+        yield {f"Dask, {workers}": place}, None
 
 
 def run() -> dict:
@@ -278,8 +318,8 @@ def run() -> dict:
     results: dict[str, dict[str, dict]] = {setting: {} for setting in SETTINGS}
     silent: dict[str, dict[str, dict]] = {name: {} for name in MODELS}
     for opened in (pools, partial(dask, 1), partial(dask, 2)):
-        with opened() as places:
-            for setting, found in measure(places, SETTINGS).items():
+        with opened() as (places, processes):
+            for setting, found in measure(places, processes).items():
                 results[setting] |= {place: each for place, each in found.items() if place not in results[setting]}
             for name in MODELS:
                 silent[name] = {**silent_rounds(places, name), **silent[name]}
