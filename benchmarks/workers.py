@@ -40,7 +40,7 @@ MEASURE = "wall time against one process; the model's against the measured, or a
 LIMIT = 1 / 1.9  # two worker processes: at least 1.9 times the clients of one process
 COHORT = 10
 SETTINGS = {  # model, clients, rounds of a turn, turns of a pass
-    "CNN, 100 x 50": ("CNN", 100, 6, 3),
+    "CNN, 100 x 50": ("CNN", 100, 6, 4),
     "CNN, 10 x 500": ("CNN", 10, 1, 2),
     "2NN, 100 x 50": ("2NN", 100, 20, 4),
 }
@@ -160,7 +160,8 @@ def measure(places: dict[str, object], processes: Executor | None = None) -> dic
     """Of each setting, the wall time of each place against one process, its CPU time, and what it moves.
 
     The settings take their turns in :data:`PASSES` parts, minutes apart: so does what else the host has to do change.
-    processes: two, for two trainings apart in each turn.
+    Each turn begins with another contender: a core that was idle is slow at first. processes: two, for two trainings
+    apart in each turn.
     """
     contenders, results, spent = {}, {}, {}
     for setting in SETTINGS:
@@ -176,7 +177,10 @@ def measure(places: dict[str, object], processes: Executor | None = None) -> dic
             contender()
     for _ in range(PASSES):
         for setting, (*_, turns) in SETTINGS.items():
-            spent[setting] += [{name: each() for name, each in contenders[setting].items()} for _ in range(turns)]
+            order = list(contenders[setting])
+            for _ in range(turns):
+                first = len(spent[setting]) % len(order)
+                spent[setting].append({name: contenders[setting][name]() for name in order[first:] + order[:first]})
     return {
         setting: summary(spent[setting], places, training(setting), len(results[setting]), rounds * COHORT)
         for setting, (_, _, rounds, _) in SETTINGS.items()
@@ -201,6 +205,8 @@ def summary(spent: list[dict[str, Spent]], places: dict[str, object], run: Calla
             "state_values": length,
             "load": os.getloadavg()[0],
         }
+        if APART in spent[0]:
+            found[name]["of_apart"] = median(each[APART].wall_s / each[name].wall_s for each in spent)
         if name in places:
             found[name].update(moved(run, places[name]))
     return found

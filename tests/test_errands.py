@@ -1,6 +1,7 @@
 """Errands: what is asked for is done once, by whoever is free, and every way in which it can end is heard of."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -138,6 +139,23 @@ def test_once_a_round_is_over_no_worker_begins_with_a_client(tmp_path):
         parties = clients()
         here = federation.run(mlp, parties, rounds=1, local=LOCAL)
         assert torch.equal(federation.run(mlp, parties, rounds=1, local=LOCAL, executor=pool).vector, here.vector)
+
+
+def page_faults():
+    """Of ten turns in which three tensors of 7 MB come and go, after a few others."""
+    import resource
+
+    for turn in range(13):
+        if turn == 3:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        kept = [torch.ones(1_700_000) for _ in range(3)]
+        del kept
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks what glibc does with freed memory")
+def test_a_worker_keeps_the_memory_that_a_step_frees_for_the_next(pool):
+    assert ask(pool, page_faults) < 1000  # of 51,000 pages
 
 
 LEFT_OPEN = """
