@@ -222,7 +222,7 @@ def client_task(
     import cloudpickle
 
     with _turn:
-        if build is not _built[0]:  # the same object all of a round
+        if out is None or build is not _built[0]:  # a pool's worker unpickles one object a round
             _built[:] = build, zlib.crc32(cloudpickle.dumps(build))
         key = _built[1], device
         if key not in _trainers:

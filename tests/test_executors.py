@@ -208,6 +208,20 @@ def test_a_plain_pool_gets_everything_with_each_client():
             assert torch.equal(run(clients(), executor=workers).vector, run(clients()).vector)
 
 
+def test_a_model_that_is_built_in_another_way_is_another_model(pool):
+    outputs = [3]
+
+    def build():
+        return torch.nn.Linear(6, outputs[0])
+
+    with ThreadPoolExecutor(2) as threads:
+        for outputs[0] in (3, 4, 3):
+            here = federation.run(build, clients(), rounds=2, local=LOCAL).vector
+            for workers in (threads, pool):
+                there = federation.run(build, clients(), rounds=2, local=LOCAL, executor=workers)
+                assert torch.equal(there.vector, here)
+
+
 # --- what ends in mid-round
 
 SCRIPT = """
