@@ -14,12 +14,12 @@ import pickle
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from itertools import count
 
 IDLE = 0.25  # seconds without an errand after which a worker is the executor's again
 LOOK = 0.1  # seconds without an answer after which the owner looks after its workers
-LONGEST = 8192  # bytes of an answer: written at once, so that a worker that is killed leaves a whole one or none
+LONGEST = 8192  # bytes of an error: written at once, so that a worker that is killed leaves a whole one or none
 
 
 class Errands:
@@ -31,21 +31,22 @@ class Errands:
         self.ends = coming, context.Lock(), answers, context.Lock()
         self._call, self._workers, self._at_work = call, workers, []
         self._open: dict[int, Callable] = {}
-        self._numbers, self._reading = count(), threading.Lock()
+        self._numbers, self._reading, self._writing = count(), threading.Lock(), threading.Lock()
 
     def send(self, arrived: Callable[[object, BaseException | None], None], function: Callable, *arguments) -> None:
         """Let a worker call ``function``, which it imports; ``arrived`` gets what that returns, or what it raises.
 
         Raises BrokenExecutor where a worker died, and what pickling raises.
         """
-        self._see_to_workers()
-        number = next(self._numbers)
-        self._open[number] = arrived
-        try:
-            self._out.send((number, function, arguments))
-        except BaseException:
-            del self._open[number]
-            raise
+        with self._writing:
+            self._see_to_workers()
+            number = next(self._numbers)
+            self._open[number] = arrived
+            try:
+                self._out.send((number, function, arguments))
+            except BaseException:
+                del self._open[number]
+                raise
 
     def listen(self, seconds: float) -> bool:
         """Pass on one answer, whosever it is, if one comes within ``seconds`` or a moment. Raises BrokenExecutor."""
@@ -56,7 +57,8 @@ class Errands:
         if heard:
             self._open.pop(number)(answer, error)
         elif self._open:
-            self._see_to_workers()
+            with self._writing:
+                self._see_to_workers()
         return heard
 
     def close(self) -> None:
@@ -64,6 +66,11 @@ class Errands:
         self._out.close()
 
     def _see_to_workers(self) -> None:
+        for each in self._at_work:
+            if each.done() and (error := each.exception()) is not None:
+                if isinstance(error, BrokenExecutor):
+                    raise error
+                raise BrokenExecutor(f"a worker lost an errand: {type(error).__name__}: {error}") from error
         self._at_work = [each for each in self._at_work if not each.done()]
         for _ in range(self._workers - len(self._at_work)):
             self._at_work.append(self._call(serve))
@@ -108,5 +115,6 @@ def _answer(number: int, function: Callable, arguments: tuple) -> bytes:
         except Exception:
             packed = b""
         if not 0 < len(packed) <= LONGEST:
-            packed = pickle.dumps((number, None, RuntimeError(f"{type(error).__name__}: {error}"[: LONGEST // 8])))
+            text = traceback.format_exception_only(error)[0].strip()
+            packed = pickle.dumps((number, None, RuntimeError(text[: LONGEST // 8])))
         return packed

@@ -106,7 +106,7 @@ class Round:
 
     def __init__(self, pool: SharedPool, task, vector: torch.Tensor):
         parts = pack(task)
-        self._pool, self._open, self._over, self._lock = pool, 0, False, threading.Lock()
+        self.pool, self._open, self._over, self.lock = pool, 0, False, threading.Lock()
         self._task = pool.shelf.put(parts)
         self._state = pool.buffer(len(vector))
         self._state[1].copy_(vector)
@@ -122,11 +122,11 @@ class Round:
 
     def submit(self, client) -> Update:
         """Let a worker train ``client``."""
-        update = Update(self, client, self._pool.examples(client), self._pool.buffer(len(self._state[1])))
+        update = Update(self, client, self.pool.examples(client), self.pool.buffer(len(self._state[1])))
         self._settle(1)
         try:
             names = map(str, (self._task, self._state[0], update.data, update.slot[0]))
-            self._pool.errands.send(update.arrive, train, *names, len(self._state[1]), self._pool._taken_away)
+            self.pool.errands.send(update.arrive, train, *names, len(self._state[1]), self.pool._taken_away)
         except BaseException:
             update.arrive(None, None)
             update.release()
@@ -135,10 +135,10 @@ class Round:
 
     def _settle(self, change: int) -> None:
         """The state serves again once the round is over and no worker, not even a late one, may still look at it."""
-        with self._lock:
+        with self.lock:
             self._open += change
             if self._over and not self._open:
-                self._pool.give_back(self._state)
+                self.pool.give_back(self._state)
 
 
 class Update:
@@ -151,13 +151,16 @@ class Update:
 
     def arrive(self, loss: float | None, error: BaseException | None) -> None:
         """The worker is done."""
-        self._arrived, self._loss, self._error, self._client = True, loss, error, None
+        self._loss, self._error, self._client = loss, error, None
         self._round._settle(-1)
-        self._give_back()
+        with self._round.lock:
+            self._arrived, done = True, self._released
+        if done:
+            self._round.pool.give_back(self.slot)
 
     def result(self, timeout: float | None = None) -> tuple[torch.Tensor, float]:
         """The vector (float32 [d], good until :meth:`release`) and the loss. Raises as ``Future.result`` does."""
-        pool, until = self._round._pool, time.monotonic() + (float("inf") if timeout is None else timeout)
+        pool, until = self._round.pool, time.monotonic() + (float("inf") if timeout is None else timeout)
         while not self._arrived:
             if (left := until - time.monotonic()) < 0:
                 raise TimeoutError
@@ -172,13 +175,10 @@ class Update:
 
     def release(self) -> None:
         """Its vector was used. A worker that is late with it still has the buffer to itself, until it is done."""
-        if not self._released:
-            self._released = True
-            self._give_back()
-
-    def _give_back(self) -> None:
-        if self._released and self._arrived:
-            self._round._pool.give_back(self.slot)
+        with self._round.lock:
+            done, self._released = self._arrived and not self._released, True
+        if done:
+            self._round.pool.give_back(self.slot)
 
 
 # --- in a worker
