@@ -173,8 +173,9 @@ def measure(places: dict[str, object], processes: Executor | None = None) -> dic
         }
         if processes is not None:
             contenders[setting][APART] = partial(turn_apart, processes, setting, result)
-        for contender in 2 * list(contenders[setting].values()):  # until all workers have all examples
-            contender()
+        later = [name for name in contenders[setting] if name != "one process"]  # which just ran
+        for name in [*later, *places]:  # the places' workers twice, until all of them have all examples
+            contenders[setting][name]()
     for _ in range(PASSES):
         for setting, (*_, turns) in SETTINGS.items():
             order = list(contenders[setting])
