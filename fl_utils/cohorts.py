@@ -177,8 +177,10 @@ def _submitted(task, vector, by_id, ids, executor, timeout) -> Iterator[tuple[in
                     outcome = ClientDropped(f"silent for {timeout} s")
                 except Exception as error:
                     outcome = error
-                yield id, len(client), outcome
-                _release(update)
+                try:
+                    yield id, len(client), outcome
+                finally:
+                    _release(update)
         finally:
             for _, update in pending.values():
                 update.cancel()

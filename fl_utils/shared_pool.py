@@ -1,9 +1,9 @@
 """A local pool whose workers read clients' examples and the round's state from shared memory, and write updates there.
 
 What goes through the pool's pipes is a few names per client. A client's examples are put down once for all workers and
-rounds, and taken away with the client; the state is put down once a round; an update comes back in a buffer that serves
-again once it was used. Each worker has one model. Rounds go by way of :mod:`fl_utils.errands`; other calls are the
-executor's own.
+rounds, and taken away with the client; the state is put down once a round; an update is made in a buffer of its
+worker's, which serves again, while still in that core's cache, once the update was used. Each worker has one model.
+Rounds go by way of :mod:`fl_utils.errands`; other calls are the executor's own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class SharedPool(ProcessPoolExecutor):
         self.moved = {"data": 0, "state": 0, "updates": 0}
         self._data: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # client -> (versions, path)
         self._taken_away = 0
-        self._free: dict[int, deque] = {}  # length -> buffers that nobody uses
+        self._free: dict[int, deque] = {}  # length -> buffers for states that nobody uses
+        self._slots: dict[str, Slot] = {}
         context = torch.multiprocessing.get_context("spawn")
         self.errands = errands.Errands(context, workers, self.submit)
         super().__init__(
@@ -90,6 +91,12 @@ class SharedPool(ProcessPoolExecutor):
         """``buffer`` may serve again."""
         self._free[len(buffer[1])].append(buffer)
 
+    def slot(self, path: str, length: int) -> Slot:
+        """The slot (of float32 [length]) that a worker made at ``path``."""
+        if path not in self._slots:
+            self._slots[path] = Slot(path, floats(path, length + 1))
+        return self._slots[path]
+
 
 def versions_of(client) -> tuple[int, ...]:
     """Numbers that change where a client's tensors are written to in place."""
@@ -101,6 +108,25 @@ def _drop(pool: weakref.ref, path: Path) -> None:
         own._drop(path)
 
 
+class Slot:
+    """A worker's buffer for updates: ``values`` (float32 [d + 1]) at ``path``, of which the last says if it is taken.
+
+    Its worker takes it, and the owner gives it back: it is never both of them who write.
+    """
+
+    def __init__(self, path: str, values: torch.Tensor):
+        self.path, self.vector, self._taken = path, values[:-1], values[-1:].numpy()
+
+    @property
+    def taken(self) -> bool:
+        """Whether an update is in the making or in use here."""
+        return bool(self._taken[0])
+
+    @taken.setter
+    def taken(self, taken: bool) -> None:
+        self._taken[0] = taken
+
+
 class Round:
     """One state and one task, at the workers; a context manager."""
 
@@ -108,8 +134,8 @@ class Round:
         parts = pack(task)
         self.pool, self._open, self._over, self.lock = pool, 0, False, threading.Lock()
         self._task = pool.shelf.put(parts)
-        self._state = pool.buffer(len(vector))
-        self._state[1].copy_(vector)
+        self.state = pool.buffer(len(vector))
+        self.state[1].copy_(vector)
         pool.moved["state"] += 4 * len(vector) + sum(len(part) for part in parts)
 
     def __enter__(self) -> Round:
@@ -122,11 +148,11 @@ class Round:
 
     def submit(self, client) -> Update:
         """Let a worker train ``client``."""
-        update = Update(self, client, self.pool.examples(client), self.pool.buffer(len(self._state[1])))
+        update, data = Update(self, client), self.pool.examples(client)
         self._settle(1)
         try:
-            names = map(str, (self._task, self._state[0], update.data, update.slot[0]))
-            self.pool.errands.send(update.arrive, train, *names, len(self._state[1]), self.pool._taken_away)
+            names = map(str, (self._task, self.state[0], data))
+            self.pool.errands.send(update.arrive, train, *names, len(self.state[1]), self.pool._taken_away)
         except BaseException:
             update.arrive(None, None)
             update.release()
@@ -138,25 +164,27 @@ class Round:
         with self.lock:
             self._open += change
             if self._over and not self._open:
-                self.pool.give_back(self._state)
+                self.pool.give_back(self.state)
 
 
 class Update:
     """The update to come from one client. What its worker may look at is kept as long as it may."""
 
-    def __init__(self, round: Round, client, data: Path, slot: tuple[Path, torch.Tensor]):
-        self.data, self.slot = data, slot
+    def __init__(self, round: Round, client):
         # A client that nobody else holds (of a Population) has its examples here until the worker is done.
-        self._round, self._client, self._arrived, self._released = round, client, False, False
+        self._round, self._client, self._slot, self._arrived, self._released = round, client, None, False, False
 
-    def arrive(self, loss: float | None, error: BaseException | None) -> None:
+    def arrive(self, answer: tuple[str, float] | None, error: BaseException | None) -> None:
         """The worker is done."""
-        self._loss, self._error, self._client = loss, error, None
+        self._error, self._client = error, None
+        if answer is not None:
+            path, self._loss = answer
+            self._slot = self._round.pool.slot(path, len(self._round.state[1]))
         self._round._settle(-1)
         with self._round.lock:
             self._arrived, done = True, self._released
         if done:
-            self._round.pool.give_back(self.slot)
+            self._give_back()
 
     def result(self, timeout: float | None = None) -> tuple[torch.Tensor, float]:
         """The vector (float32 [d], good until :meth:`release`) and the loss. Raises as ``Future.result`` does."""
@@ -167,8 +195,8 @@ class Update:
             pool.errands.listen(left)
         if self._error is not None:
             raise self._error
-        pool.moved["updates"] += 4 * len(self.slot[1])
-        return self.slot[1], self._loss
+        pool.moved["updates"] += 4 * len(self._slot.vector)
+        return self._slot.vector, self._loss
 
     def cancel(self) -> None:
         """It is not wanted any more: once its round is over, no worker begins with it."""
@@ -178,7 +206,11 @@ class Update:
         with self._round.lock:
             done, self._released = self._arrived and not self._released, True
         if done:
-            self._round.pool.give_back(self.slot)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        if self._slot is not None:
+            self._slot.taken = False
 
 
 # --- in a worker
@@ -186,18 +218,22 @@ class Update:
 
 def begin(folders: list[Path], ends: tuple) -> None:
     """How a worker of the pool begins."""
+    global _shelf
     begin_worker(folders)
     errands.begin(ends)
+    _shelf = Shelf(folders)
 
 
+_shelf: Shelf
 _task: tuple[str, object] = ("", None)
 _clients: OrderedDict[str, object] = OrderedDict()
-_vectors: dict[str, torch.Tensor] = {}
+_states: dict[str, torch.Tensor] = {}
+_slots: dict[int, list[Slot]] = {}  # length -> this worker's own
 _taken_away = 0
 
 
-def train(task: str, state: str, data: str, slot: str, length: int, taken_away: int) -> float:
-    """One client's part of one round: its new state goes into ``slot``; the loss."""
+def train(task: str, state: str, data: str, length: int, taken_away: int) -> tuple[str, float]:
+    """One client's part of one round: the path of the slot that its new state is in, and the loss."""
     global _task, _taken_away
     if taken_away != _taken_away:  # let go of what the owner took away, so that its memory is free
         for path in [path for path in _clients if not Path(path).exists()]:
@@ -212,8 +248,23 @@ def train(task: str, state: str, data: str, slot: str, length: int, taken_away: 
         while len(_clients) > MAPPED:
             _clients.popitem(last=False)
     _clients.move_to_end(data)
-    for path in (state, slot):
-        if path not in _vectors:
-            _vectors[path] = floats(path, length)
-    _, loss = _task[1](_vectors[state], _clients[data], out=_vectors[slot])
-    return loss
+    if state not in _states:
+        _states[state] = floats(state, length)
+    slot = _take(length)
+    try:
+        _, loss = _task[1](_states[state], _clients[data], out=slot.vector)
+    except BaseException:
+        slot.taken = False
+        raise
+    return slot.path, loss
+
+
+def _take(length: int) -> Slot:
+    """The first slot for float32 [length] that is free: so they are few, and each serves again soon."""
+    slots = _slots.setdefault(length, [])
+    slot = next((slot for slot in slots if not slot.taken), None)
+    if slot is None:
+        path, values = _shelf.vector(length + 1)
+        slots.append(slot := Slot(str(path), values))
+    slot.taken = True
+    return slot

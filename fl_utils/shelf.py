@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import shutil
@@ -19,20 +20,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # at work torch is imported late: a worker guards the files before it takes seconds for that
     import torch
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT = 32 << 20  # bytes: the most that glibc takes for the second; by its own rule the first is twice as much
+
 
 class Shelf:
     """Files that processes of one machine share: in memory where the system has room there, else among temporary files.
 
     A private folder in each place, made when it is needed. Both vanish with :meth:`close`, at exit, and by
-    :func:`begin_worker` where the owner was killed.
+    :func:`begin_worker` where the owner was killed. folders: another shelf's, where a worker puts its own files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folders: list[Path] | None = None) -> None:
         name = f"fl-utils-{uuid.uuid4().hex}"
         places = [Path(place) for place in ("/dev/shm", tempfile.gettempdir()) if os.access(place, os.W_OK)]
-        self.folders = [place / name for place in places]
+        self.folders = [place / name for place in places] if folders is None else folders
         self._made = 0
-        self.close = weakref.finalize(self, _remove, self.folders, os.getpid())
+        self.close = weakref.finalize(self, _remove, self.folders if folders is None else [], os.getpid())
 
     def put(self, parts: list[bytes | memoryview]) -> Path:
         """A new file with ``parts`` in it; its path. Raises OSError where no place has room."""
@@ -59,7 +63,7 @@ class Shelf:
     def _place(self, fill: Callable[[Path], None]) -> Path:
         self._made += 1
         for folder in self.folders:
-            path = folder / str(self._made)
+            path = folder / f"{os.getpid()}-{self._made}"
             try:
                 folder.mkdir(mode=0o700, exist_ok=True)
                 fill(path)
@@ -117,6 +121,8 @@ def begin_worker(folders: list[Path]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    # By glibc's rules a freed block of this size raises two thresholds: what a step of training frees is then kept for
-    # the next step, where otherwise pages are given back and fetched again, hundreds of times a client.
-    torch.empty((32 << 20) - (1 << 14), dtype=torch.uint8)
+    # glibc gives back what a step of training frees and fetches it again, hundreds of pages a client. Its environment
+    # variable would say how much to keep, but may be here for others: a Dask cluster sets one for its workers.
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_THRESHOLD, KEPT)
+        mallopt(M_TRIM_THRESHOLD, 2 * KEPT)

@@ -175,8 +175,11 @@ def page_faults():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks what glibc does with freed memory")
-def test_a_worker_keeps_the_memory_that_a_step_frees_for_the_next(pool):
-    assert ask(pool, page_faults) < 1000  # of 51,000 pages
+def test_a_worker_keeps_the_memory_that_a_step_frees_for_the_next(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as Dask leaves it behind
+    with executor("pool:1") as pool:
+        ask(pool, page_faults)
+        assert ask(pool, page_faults) < 1000  # of 51,000 pages
 
 
 LEFT_OPEN = """
@@ -199,6 +202,33 @@ def test_a_pool_that_nobody_closed_does_not_hold_up_the_end(tmp_path):
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
     assert "Traceback" not in done.stderr
     assert not any(Path(folder).exists() for folder in done.stdout.split())
+
+
+@pytest.mark.skipif(errands._core() is None, reason="the system does not tell cores")
+def test_the_owner_goes_to_the_core_of_an_answer_and_stays_free_to_leave_it():
+    allowed = os.sched_getaffinity(0)
+
+    def reaches(core):
+        errands._go_to(core)
+        return errands._core() == core
+
+    for core in [*allowed, *allowed]:
+        assert any(reaches(core) for _ in range(100))  # the system may move it again at once
+    for core in (None, 1 + max(allowed)):
+        errands._go_to(core)
+    assert os.sched_getaffinity(0) == allowed
+
+
+@pytest.mark.skipif(errands._core() is None, reason="the system does not tell cores")
+@pytest.mark.parametrize("cores", [2, 3])
+def test_only_an_owner_without_a_core_of_its_own_follows_its_workers(cores, monkeypatch):
+    followed = []
+    monkeypatch.setattr(errands, "available_cores", lambda: cores)
+    monkeypatch.setattr(errands, "_go_to", followed.append)
+    with executor("pool:2") as workers:
+        assert ask(workers, divmod, 7, 2) == (3, 1)
+        assert type(ask(workers, divmod, 7, 0)) is ZeroDivisionError
+    assert len(followed) == (2 if cores == 2 else 0) and set(followed) <= os.sched_getaffinity(0)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process")
