@@ -179,7 +179,10 @@ class Update:
         self._error, self._client = error, None
         if answer is not None:
             path, self._loss = answer
-            self._slot = self._round.pool.slot(path, len(self._round.state[1]))
+            try:
+                self._slot = self._round.pool.slot(path, len(self._round.state[1]))
+            except Exception as unreadable:
+                self._error = unreadable
         self._round._settle(-1)
         with self._round.lock:
             self._arrived, done = True, self._released

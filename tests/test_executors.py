@@ -216,6 +216,20 @@ def test_clients_that_fail_leave_their_slots_to_others(pool):
     assert len(put_down(pool)) < 30  # 78 updates fail, and 30 stop a run
 
 
+def test_an_update_that_cannot_be_read_is_its_clients_failure(monkeypatch):
+    with executor("pool:2") as workers:
+        slot = workers.slot
+
+        def once(path, length):
+            monkeypatch.setattr(workers, "slot", slot)
+            raise OSError("no more maps")
+
+        monkeypatch.setattr(workers, "slot", once)
+        found = run(clients(), executor=workers, rounds=1, on_failure="skip")
+        assert list(found.rounds[0].left_out.values()) == ["OSError: no more maps"]
+        assert torch.equal(run(clients(), executor=workers).vector, run(clients()).vector)
+
+
 def test_where_memory_has_no_room_files_take_its_place(tmp_path):
     shelf = Shelf()
     shelf.folders[0] = Path("/dev/null/none")  # stands for a full one: nothing can be put there
