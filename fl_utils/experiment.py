@@ -165,9 +165,13 @@ class Experiment:
             ]
         _show(["metric", "in the paper", "paper", "here", "unit", "gap", "scale", "seeds"], rows)
 
-    def verdicts(self) -> None:
-        """Print each claim with its verdict, and nothing that could differ between machines."""
+    def verdicts(self, *ids: str) -> None:
+        """Print each claim (of ``ids``, where given) with its verdict: no machine changes it, but a speed's."""
+        if unknown := set(ids) - set(self._claims):
+            raise ValueError(f"claims {sorted(unknown)} are not of this notebook, which has {sorted(self._claims)}")
         for id, claim in self._claims.items():
+            if ids and id not in ids:
+                continue
             if id not in self._decided:
                 raise ValueError(f"claim {id} is not decided: call claim({id!r}, holds, evidence) before")
             print(f"{id} {VERDICTS[self._decided[id]['holds']]}: {claim.statement}")
