@@ -66,6 +66,10 @@ def test_claims_are_decided_once_each_with_evidence(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["O2.1 holds", "O2.2 does not hold", "O2.3 holds"]
     assert not any("80 %" in line for line in lines)
+    experiment.verdicts("O2.3")
+    assert capsys.readouterr().out.startswith("O2.3 holds")
+    with pytest.raises(ValueError, match=r"\['O2.7'\] are not of this notebook"):
+        experiment.verdicts("O2.7")
 
 
 def test_the_record_is_json_that_says_where_it_came_from(monkeypatch):
