@@ -81,8 +81,6 @@ def updates(
     next. inline: trains the clients where there is no executor; by default, one after the other.
     Raises FederationError where a client fails and ``on_failure`` is "stop", or where nobody is left.
     """
-    # A client's frame differs from another's in its header alone: the payload is the same buffer.
-    down = [wire.size(wire.frame(vector, kind="state", round=this_round.number, client=id)) for id in this_round.cohort]
     losses, taken = 0.0, 0
     if executor is None:
         arrivals = (inline or _inline)(task, trainer, vector, by_id, this_round.cohort)
@@ -90,8 +88,8 @@ def updates(
         arrivals = _submitted(task, vector, by_id, this_round.cohort, executor, timeout)
     own = executor is not None and not getattr(executor, "lends", False)  # vectors that nothing will overwrite
     with contextlib.closing(arrivals):
-        for sent, (id, count, outcome) in zip(down, arrivals, strict=True):
-            this_round.bytes_down += sent
+        for id, count, outcome in arrivals:
+            this_round.bytes_down += wire.size(wire.frame(vector, kind="state", round=this_round.number, client=id))
             if not isinstance(outcome, Exception):
                 new, loss = outcome
                 header = {"kind": "update", "round": this_round.number, "client": id, "num_examples": count}
@@ -219,8 +217,7 @@ def client_task(
     """
     client_own_seed = client_seed(seed, number, client.id)
     if trainer is not None:
-        trainer.vector.copy_(vector)
-        return trainer.vector, float(train(trainer, client, local, client_own_seed))
+        return trainer.vector, _train(train, trainer, client, local, client_own_seed, vector)
     import cloudpickle
 
     with _turn:
@@ -233,11 +230,17 @@ def client_task(
         trainer = _trainers[key]
         if out is not None and trainer.device.type == "cpu":
             trainer.move(out)
-        trainer.vector.copy_(vector)
-        loss = float(train(trainer, client, local, client_own_seed))
+        loss = _train(train, trainer, client, local, client_own_seed, vector)
         if out is None:
             return trainer.vector.cpu().clone(), loss
         return (out if trainer.vector is out else out.copy_(trainer.vector)), loss
+
+
+def _train(train: Callable, trainer: Trainer, client: Client, local, seed: int, start: torch.Tensor) -> float:
+    if getattr(train, "starts", False):
+        return float(train(trainer, client, local, seed, start))
+    trainer.vector.copy_(start)
+    return float(train(trainer, client, local, seed))
 
 
 def _reason(error: Exception) -> str:

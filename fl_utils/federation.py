@@ -104,9 +104,17 @@ def intervals(epochs: int, average_interval: int) -> list[int]:
     return [average_interval] * whole + [rest] * bool(rest)
 
 
-def train_locally(trainer: Trainer, client: Client, local: LocalTraining, seed: int) -> float:
-    """The default of ``train``: local SGD in place; the mean loss of the last local epoch."""
-    return trainer.train(client.x, client.y, local, seed)[-1]
+def train_locally(
+    trainer: Trainer, client: Client, local: LocalTraining, seed: int, start: torch.Tensor | None = None
+) -> float:
+    """The default of ``train``: local SGD in place; the mean loss of the last local epoch.
+
+    start (float32 [d]): the state to begin with instead of the trainer's.
+    """
+    return trainer.train(client.x, client.y, local, seed, start)[-1]
+
+
+train_locally.starts = True  # takes the state to begin with, which need not be copied to the trainer before
 
 
 def run(

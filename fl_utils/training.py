@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from fl_utils import flat, metrics, probe
 
+LARGE = 1 << 20  # values of a state: to copy so many takes longer than to have a model look elsewhere and back
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
@@ -136,18 +137,21 @@ class Trainer:
             tensor.data = vector.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() + shift)
         self.vector = vector
 
-    def train(self, x: torch.Tensor, y: torch.Tensor, local: LocalTraining, seed: int) -> list[float]:
+    def train(
+        self, x: torch.Tensor, y: torch.Tensor, local: LocalTraining, seed: int, start: torch.Tensor | None = None
+    ) -> list[float]:
         """Train in place on examples ``x`` [N, ...] and labels ``y`` [N]; the mean loss of each epoch.
 
+        start (float32 [d], only read): the state to begin with instead of the present one.
         The order of examples, dropout and augmentation depend on ``seed`` alone. Raises ValueError where there is no
         example or the lengths differ.
         """
         check_examples(x, y)
-        criterion, step = self._criterion(local.loss), _stepper(self.trainable, local)
+        criterion = self._criterion(local.loss)
         losses = []
         if not all(module.training for module in self._modules):
             self.model.train()
-        with drawing(self.device):
+        with self._steps(local, start) as step, drawing(self.device):
             _seed(seed, self.device)
             generator = torch.Generator().manual_seed(seed)
             for _ in range(local.local_epochs):
@@ -164,6 +168,39 @@ class Trainer:
                     counts.append(len(targets))
                 losses.append(_total(found, counts) / len(x))
         return losses
+
+    @contextmanager
+    def _steps(self, local: LocalTraining, start: torch.Tensor | None) -> Iterator[Callable]:
+        """:func:`_stepper` of a training that begins with ``start``, where given.
+
+        A large one is not copied where nothing but steps of SGD writes to the state: the model reads it where it lies,
+        until the first step has written the present vector.
+        """
+        own = self.vector
+        if start is None:
+            yield _stepper(self.trainable, local)
+            return
+        steps_alone = local.optimizer == "sgd" and len(self._state) == len(self.trainable)
+        if len(own) < LARGE or not steps_alone or start.device != own.device:
+            own.copy_(start)
+            yield _stepper(self.trainable, local)
+            return
+        here = [parameter.detach() for parameter in self.trainable]
+        self.move(start)
+        apply = _stepper(here, local, self.trainable)
+
+        def step(gradients: Sequence[torch.Tensor]) -> None:
+            apply(gradients)
+            if self.vector is start:
+                self.move(own)
+
+        try:
+            yield step
+            if self.vector is start:  # a probe left all steps out
+                own.copy_(start)
+        finally:
+            if self.vector is start:
+                self.move(own)
 
     def _criterion(self, loss: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         if loss == "own" and not callable(getattr(self.model, "loss", None)):
@@ -235,10 +272,16 @@ def gradients(loss: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[to
     return [torch.zeros_like(parameter) if gradient is None else gradient for gradient, parameter in pairs]
 
 
-def _stepper(parameters: list[torch.Tensor], local: LocalTraining) -> Callable[[Sequence[torch.Tensor]], None]:
-    """A function that takes gradients and changes ``parameters`` in place; equal to torch.optim's SGD or Adam."""
+def _stepper(
+    parameters: list[torch.Tensor], local: LocalTraining, start: list[torch.Tensor] | None = None
+) -> Callable[[Sequence[torch.Tensor]], None]:
+    """A function that takes gradients and changes ``parameters`` in place; equal to torch.optim's SGD or Adam.
+
+    start: tensors like ``parameters``, with whose values the first step of SGD begins; only read.
+    """
     rate, state = local.learning_rate, []
     parameters = [parameter.detach() for parameter in parameters]  # the same memory, without a gradient to record
+    old = parameters if start is None else [parameter.detach() for parameter in start]
 
     def clipped(gradients: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         if local.clip_norm:
@@ -247,16 +290,22 @@ def _stepper(parameters: list[torch.Tensor], local: LocalTraining) -> Callable[[
         return gradients
 
     def sgd(gradients: Sequence[torch.Tensor]) -> None:
+        nonlocal old
         gradients = clipped(gradients)
         if local.weight_decay:
-            torch._foreach_add_(gradients, parameters, alpha=local.weight_decay)
+            torch._foreach_add_(gradients, old, alpha=local.weight_decay)
         if local.momentum:
             if not state:
                 state.extend(torch.zeros_like(gradient) for gradient in gradients)
             torch._foreach_mul_(state, local.momentum)
             torch._foreach_add_(state, gradients)
             gradients = state
-        torch._foreach_add_(parameters, gradients, alpha=-rate)
+        if old is parameters:
+            torch._foreach_add_(parameters, gradients, alpha=-rate)
+            return
+        for value, gradient, parameter in zip(old, gradients, parameters, strict=True):
+            torch.add(value, gradient, alpha=-rate, out=parameter)
+        old = parameters
 
     def adam(gradients: Sequence[torch.Tensor]) -> None:
         if not state:

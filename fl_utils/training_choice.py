@@ -83,8 +83,7 @@ def _by_turns(
     kept = trainer.vector.clone()
     try:
         for client in clients:
-            trainer.vector.copy_(vector)
-            trainer.train(client.x, client.y, local, client_seed(seed, number, client.id))
+            trainer.train(client.x, client.y, local, client_seed(seed, number, client.id), vector)
     finally:
         trainer.vector.copy_(kept)
 

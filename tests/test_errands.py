@@ -86,11 +86,13 @@ def test_what_cannot_be_sent_is_refused_and_leaves_nothing_open(pool):
 
 
 def test_free_workers_share_the_errands_and_are_the_executors_again_when_idle(pool):
-    found = []
-    for _ in range(6):
-        pool.errands.send(lambda pid, error: found.append(pid), pid_after_a_while)
-    while len(found) < 6:
-        pool.errands.listen(1)
+    found, until = [], time.monotonic() + 60
+    while len(set(found)) < 2 and time.monotonic() < until:  # one may still be starting
+        found.clear()
+        for _ in range(6):
+            pool.errands.send(lambda pid, error: found.append(pid), pid_after_a_while)
+        while len(found) < 6:
+            pool.errands.listen(1)
     assert len(set(found)) == 2
     assert pool.submit(os.getpid).result(60) in found  # after IDLE seconds
     time.sleep(2 * errands.IDLE)

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from fl_utils import cohorts, dask_cluster, federation, packing, shared_pool
+from fl_utils import cohorts, dask_cluster, federation, packing, shared_pool, training
 from fl_utils.errands import Errands
 from fl_utils.executors import executor
 from fl_utils.federation import Client, FederationError
@@ -160,6 +160,27 @@ def test_clients_that_are_made_when_drawn_are_kept_as_long_as_they_train(pool):
     assert torch.equal(there.vector, run(population, **options).vector)
     gc.collect()
     assert len(put_down(pool)) < 8 * 3
+
+
+def wide_mlp() -> torch.nn.Module:
+    hidden = training.LARGE // 8
+    return torch.nn.Sequential(torch.nn.Linear(6, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 3))
+
+
+def copied_first(trainer, client, local, seed):
+    return federation.train_locally(trainer, client, local, seed)
+
+
+def test_a_large_state_is_read_where_it_lies_and_a_client_that_fails_there_leaves_it_as_it_was(pool):
+    parties = clients((9,) * 6)
+    wrong = Client(9, parties[0].x, parties[0].y + 3)
+    options = {"rounds": 2, "local": LOCAL, "on_failure": "skip"}
+    expected = federation.run(wide_mlp, parties, train=copied_first, **options)
+    assert len(expected.vector) >= training.LARGE
+    for place in (None, pool):
+        found = federation.run(wide_mlp, [*parties[:3], wrong, *parties[3:]], executor=place, **options)
+        assert torch.equal(found.vector, expected.vector)
+        assert [list(round.left_out) for round in found.rounds] == [[9]] * 2
 
 
 class Unsendable:

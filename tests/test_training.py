@@ -128,6 +128,43 @@ def test_a_model_that_moves_trains_on_in_its_new_vector(build):
         moves.move(torch.zeros(len(new) - 1))
 
 
+def frozen_mlp() -> torch.nn.Module:
+    model = mlp()
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("build", [mlp, with_batch_norm, frozen_mlp])
+def test_a_training_begins_elsewhere_as_with_a_copy_of_it_and_only_reads_it(build, settings, monkeypatch):
+    monkeypatch.setattr(training, "LARGE", 0)
+    local, (x, y) = LocalTraining(**{"batch_size": 8, "learning_rate": 0.1, **settings}), examples(45)
+    copies, begins = (_trainer(build) for _ in range(2))
+    vector, start = begins.vector, torch.randn(len(begins.vector), generator=torch.Generator().manual_seed(7)).abs()
+    kept = start.clone()
+    for seed in (1, 2):
+        copies.vector.copy_(start)
+        expected = copies.train(x, y, local, seed)
+        assert begins.train(x, y, local, seed, start) == expected
+        assert begins.vector is vector and torch.equal(vector, copies.vector)
+        assert torch.equal(vector, flat.flatten(begins.model)) and torch.equal(start, kept)
+    assert begins.train(x, y, local, 3) == copies.train(x, y, local, 3)
+    assert torch.equal(vector, copies.vector) and torch.equal(start, kept)
+
+
+def test_whatever_ends_a_training_that_began_elsewhere_leaves_the_model_at_home(monkeypatch):
+    monkeypatch.setattr(training, "LARGE", 0)
+    trainer, (x, y) = _trainer(mlp), examples(20)
+    vector, start = trainer.vector, torch.ones_like(trainer.vector)
+    with pytest.raises(IndexError):
+        trainer.train(x, y + 3, LocalTraining(), 0, start)
+    trainer.vector.zero_()
+    assert trainer.vector is vector and not flat.flatten(trainer.model).any() and start.all()
+    monkeypatch.setattr(training.probe, "few", lambda batches, *_: ())  # all steps left out
+    trainer.train(x, y, LocalTraining(), 0, start)
+    assert trainer.vector is vector and flat.flatten(trainer.model).all()
+
+
 def _trainer(build) -> Trainer:
     torch.manual_seed(4)
     return Trainer(build)
@@ -143,12 +180,7 @@ def test_training_leaves_the_global_generator_alone():
 
 
 def test_frozen_parameters_stay():
-    def build():
-        model = mlp()
-        model[0].weight.requires_grad_(False)
-        return model
-
-    trainer, (x, y) = Trainer(build), examples(20)
+    trainer, (x, y) = Trainer(frozen_mlp), examples(20)
     before = trainer.vector.clone()
     trainer.train(x, y, LocalTraining(weight_decay=0.1), seed=0)
     assert torch.equal(trainer.vector[:96], before[:96])
