@@ -2,8 +2,10 @@
 
 Only an idle machine shows what two processes gain: the load average is kept beside the figures, and the CPU time of all
 processes together, which does not depend on it; and so is what the host itself lets two processes gain, by two whole
-trainings that know nothing of each other. The model of fl_utils.cluster_cost is fitted to rounds in which nobody
-trains; then it foretells those of the settings, of which it knows what a client's training takes in one process.
+trainings that know nothing of each other. A process keeps the memory it happened to get, which makes it up to a
+twentieth faster or slower than another: so pools and the process beside them are fresh ones in every pass. The model of
+fl_utils.cluster_cost is fitted to rounds in which nobody trains; then it foretells those of the settings, of which it
+knows what a client's training takes in one process.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import median
@@ -40,12 +42,12 @@ MEASURE = "wall time against one process; the model's against the measured, or a
 LIMIT = 1 / 1.9  # two worker processes: at least 1.9 times the clients of one process
 COHORT = 10
 SETTINGS = {  # model, clients, rounds of a turn, turns of a pass
-    "CNN, 100 x 50": ("CNN", 100, 6, 4),
-    "CNN, 10 x 500": ("CNN", 10, 1, 2),
-    "2NN, 100 x 50": ("2NN", 100, 20, 4),
+    "CNN, 100 x 50": ("CNN", 100, 12, 2),
+    "CNN, 10 x 500": ("CNN", 10, 1, 1),
+    "2NN, 100 x 50": ("2NN", 100, 20, 3),
 }
 APART = "two trainings apart"
-PASSES = 3
+FRESH, PASSES = 5, 3  # processes of each kind of pool, with a pass each; and passes of a Dask cluster
 SILENT, TURNS = 5, 5  # rounds without training, and turns of them
 GIGABIT = 125e6  # bytes per second
 WORKERS = (1, 2, 10, 100, 1000)
@@ -156,44 +158,58 @@ def moved(run: Callable, place) -> dict[str, int]:
     return {f"{kind}_bytes": place.moved[kind] - before[kind] for kind in before}
 
 
-def measure(places: dict[str, object], processes: Executor | None = None) -> dict[str, dict[str, dict]]:
-    """Of each setting, the wall time of each place against one process, its CPU time, and what it moves.
+@dataclass
+class Pass:
+    """What a pass found: of each setting its turns, what each place moves and a state's length; of networks, costs of
+    silent rounds."""
 
-    The settings take their turns in :data:`PASSES` parts, minutes apart: so does what else the host has to do change.
-    Each turn begins with another contender: a core that was idle is slow at first. processes: two, for two trainings
-    apart in each turn.
+    spent: dict[str, list[dict[str, Spent]]]
+    moved: dict[str, dict[str, dict[str, int]]]
+    lengths: dict[str, int]
+    silent: dict[str, dict[str, dict[str, float]]]
+
+
+def measure(opened: Callable, passes: int, number: int = 0) -> Pass:
+    """Of each setting, what the places that ``opened`` opens spend in their turns, and one process, which is this one.
+
+    The settings take their turns in so many parts, minutes apart: so does what else the host has to do change.
+    Each turn begins with another contender, the first with that of this ``number``: a core that was idle is slow at
+    first.
     """
-    contenders, results, spent = {}, {}, {}
-    for setting in SETTINGS:
-        run = training(setting)
-        result = results[setting] = run().vector
-        spent[setting] = []
-        contenders[setting] = {"one process": partial(turn, run, result)} | {
-            name: partial(turn, partial(run, executor=place), result) for name, place in places.items()
-        }
-        if processes is not None:
-            contenders[setting][APART] = partial(turn_apart, processes, setting, result)
-        later = [name for name in contenders[setting] if name != "one process"]  # which just ran
-        for name in [*later, *places]:  # the places' workers twice, until all of them have all examples
-            contenders[setting][name]()
-    for _ in range(PASSES):
-        for setting, (*_, turns) in SETTINGS.items():
-            order = list(contenders[setting])
-            for _ in range(turns):
-                first = len(spent[setting]) % len(order)
-                spent[setting].append({name: contenders[setting][name]() for name in order[first:] + order[:first]})
-    return {
-        setting: summary(spent[setting], places, training(setting), len(results[setting]), rounds * COHORT)
-        for setting, (_, _, rounds, _) in SETTINGS.items()
-    }
+    torch.set_num_threads(1)
+    found, contenders = Pass({setting: [] for setting in SETTINGS}, {}, {}, {}), {}
+    with opened() as (places, processes):
+        for setting in SETTINGS:
+            run = training(setting)
+            result = run().vector
+            found.lengths[setting] = len(result)
+            each = contenders[setting] = {"one process": partial(turn, run, result)} | {
+                name: partial(turn, partial(run, executor=place), result) for name, place in places.items()
+            }
+            if processes is not None:
+                each[APART] = partial(turn_apart, processes, setting, result)
+            later = [name for name in each if name != "one process"]  # which just ran
+            for name in [*later, *places]:  # the places' workers twice, until all of them have all examples
+                each[name]()
+        for _ in range(passes):
+            for setting, (*_, turns) in SETTINGS.items():
+                order, spent = list(contenders[setting]), found.spent[setting]
+                for _ in range(turns):
+                    first = (number + len(spent)) % len(order)
+                    spent.append({name: contenders[setting][name]() for name in order[first:] + order[:first]})
+        for setting in SETTINGS:
+            found.moved[setting] = {name: moved(training(setting), place) for name, place in places.items()}
+        for name in MODELS:
+            found.silent[name] = silent_rounds(places, name)
+    return found
 
 
-def summary(spent: list[dict[str, Spent]], places: dict[str, object], run: Callable, length: int, trained: int) -> dict:
-    """What the turns say of each place: medians, and of the ratios the least and the most."""
-    found = {}
+def summary(setting: str, found: list[Pass]) -> dict:
+    """What the turns of all passes say of each place: medians, and of the ratios the least and the most."""
+    spent, results = [each for one in found for each in one.spent[setting]], {}
     for name in spent[0]:
         ratios = [each[name].wall_s / each["one process"].wall_s for each in spent]
-        found[name] = {
+        results[name] = {
             "ratio": median(ratios),
             "ratio_min": min(ratios),
             "ratio_max": max(ratios),
@@ -202,15 +218,14 @@ def summary(spent: list[dict[str, Spent]], places: dict[str, object], run: Calla
             "wall_s": median(each[name].wall_s for each in spent),
             "speed_up": 1 / median(ratios),
             "one_process_s": median(each["one process"].wall_s for each in spent),
-            "clients": trained,
-            "state_values": length,
+            "clients": SETTINGS[setting][2] * COHORT,
+            "state_values": found[0].lengths[setting],
             "load": os.getloadavg()[0],
+            **found[0].moved[setting].get(name, {}),
         }
         if APART in spent[0]:
-            found[name]["of_apart"] = median(each[APART].wall_s / each[name].wall_s for each in spent)
-        if name in places:
-            found[name].update(moved(run, places[name]))
-    return found
+            results[name]["of_apart"] = median(each[APART].wall_s / each[name].wall_s for each in spent)
+    return results
 
 
 def silent_rounds(places: dict[str, object], model: str) -> dict[str, dict[str, float]]:
@@ -238,7 +253,7 @@ def silent_rounds(places: dict[str, object], model: str) -> dict[str, dict[str, 
 def model(results: dict[str, dict], silent: dict[str, dict], kind: str) -> dict[str, dict[str, dict]]:
     """The cost model of one kind of workers beside the measured rounds, and at up to 1,000 workers.
 
-    results: what :func:`measure` found of each setting; silent: what :func:`silent_rounds` did of each network.
+    results: the :func:`summary` of each setting; silent: what :func:`silent_rounds` did of each network.
     """
 
     def cost(model: str, name: str, compute: float = 0.0) -> Cost:
@@ -324,12 +339,15 @@ def run() -> dict:
     """
     results: dict[str, dict[str, dict]] = {setting: {} for setting in SETTINGS}
     silent: dict[str, dict[str, dict]] = {name: {} for name in MODELS}
-    for opened in (pools, partial(dask, 1), partial(dask, 2)):
-        with opened() as (places, processes):
-            for setting, found in measure(places, processes).items():
-                results[setting] |= {place: each for place, each in found.items() if place not in results[setting]}
-            for name in MODELS:
-                silent[name] = {**silent_rounds(places, name), **silent[name]}
+    for opened, fresh, passes in ((pools, FRESH, 1), (partial(dask, 1), 1, PASSES), (partial(dask, 2), 1, PASSES)):
+        found = []
+        for number in range(fresh):
+            with ProcessPoolExecutor(1, mp_context=torch.multiprocessing.get_context("spawn")) as process:
+                found.append(process.submit(measure, opened, passes, number).result())
+        for setting in SETTINGS:
+            results[setting] = {**results[setting], **summary(setting, found), **results[setting]}
+        for name in MODELS:
+            silent[name] = {**found[0].silent[name], **silent[name]}
     for setting, (name, *_) in SETTINGS.items():
         if name == "CNN":
             results[setting]["pool, 2"]["limit"] = LIMIT
