@@ -160,12 +160,12 @@ def moved(run: Callable, place) -> dict[str, int]:
 
 @dataclass
 class Pass:
-    """What a pass found: of each setting its turns, what each place moves and a state's length; of networks, costs of
-    silent rounds."""
+    """What a pass found: of each setting its turns and a state's length; the first pass, also what each place moves,
+    and of networks the costs of silent rounds."""
 
     spent: dict[str, list[dict[str, Spent]]]
-    moved: dict[str, dict[str, dict[str, int]]]
     lengths: dict[str, int]
+    moved: dict[str, dict[str, dict[str, int]]]
     silent: dict[str, dict[str, dict[str, float]]]
 
 
@@ -197,10 +197,11 @@ def measure(opened: Callable, passes: int, number: int = 0) -> Pass:
                 for _ in range(turns):
                     first = (number + len(spent)) % len(order)
                     spent.append({name: contenders[setting][name]() for name in order[first:] + order[:first]})
-        for setting in SETTINGS:
-            found.moved[setting] = {name: moved(training(setting), place) for name, place in places.items()}
-        for name in MODELS:
-            found.silent[name] = silent_rounds(places, name)
+        if number == 0:
+            for setting in SETTINGS:
+                found.moved[setting] = {name: moved(training(setting), place) for name, place in places.items()}
+            for name in MODELS:
+                found.silent[name] = silent_rounds(places, name)
     return found
 
 

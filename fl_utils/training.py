@@ -177,12 +177,10 @@ class Trainer:
         until the first step has written the present vector.
         """
         own = self.vector
-        if start is None:
-            yield _stepper(self.trainable, local)
-            return
         steps_alone = local.optimizer == "sgd" and len(self._state) == len(self.trainable)
-        if len(own) < LARGE or not steps_alone or start.device != own.device:
-            own.copy_(start)
+        if start is None or len(own) < LARGE or not steps_alone or start.device != own.device:
+            if start is not None:
+                own.copy_(start)
             yield _stepper(self.trainable, local)
             return
         here = [parameter.detach() for parameter in self.trainable]
